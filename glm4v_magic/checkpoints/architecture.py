@@ -15,6 +15,7 @@ from glm4v_magic.checkpoints.kinds import require_known
 from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
 from glm4v_magic.core.model import DEMOS, Architecture
+from glm4v_magic.core.wording import printable
 from glm4v_magic.outside import expanded, is_file, path_text
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = ["architecture", "of_contents"]
 def architecture(
     source: str | os.PathLike[str],
     *,
+    revision: str | None = None,
     base: str | os.PathLike[str] | None = None,
     lora: str | os.PathLike[str] | None = None,
     tries_adapter: bool = True,
@@ -36,6 +38,8 @@ def architecture(
     Args:
         source: folder, repository in a cache, name of a published checkpoint (in any case, with or
             without its owner), one of `DEMOS`, or a ``config.json``.
+        revision: commit, branch or tag of a repository; of a published checkpoint that is not here
+            the configuration of the main branch is taken.
         base: model that the adapter is for; ``None`` for what it says itself.
         lora: folder of an adapter for the model.
         tries_adapter: whether to refuse an adapter that peft cannot merge, as a load does; imports
@@ -44,15 +48,18 @@ def architecture(
     Raises:
         CheckpointError: if there is no such configuration, it describes an unknown kind of model,
             a value in it is invalid, or peft cannot merge the adapter.
-        OptionError: if `source` is not a name, or `base` or `lora` have no meaning.
+        OptionError: if `source` is not a name, a revision is given for a folder or a file, or
+            `base` or `lora` have no meaning.
     """
+    from glm4v_magic.checkpoints.places import refuse_revision
     from glm4v_magic.checkpoints.sources import find_source
 
     text = path_text(source, "The model", OptionError)
     path = expanded(text)
     if is_file(path):
+        refuse_revision(text, revision)
         return _read(text, path)
-    found = find_source(text, base=base, lora=lora)
+    found = find_source(text, revision, base=base, lora=lora)
     place = found.place
     is_own = found.name == place.name
     name = place.published.name if is_own and place.published is not None else found.name
@@ -75,8 +82,9 @@ def architecture(
             "bfloat16, which is what it takes where FP8 is restored.",
         )
     known = ", ".join(PUBLISHED)
+    at = "" if revision is None else f" of the revision {printable(revision)}"
     raise CheckpointError(
-        f"There is no configuration {text!r}: no such folder or file, and not one of {known}.",
+        f"There is no configuration {text!r}{at}: no such folder or file, and not one of {known}.",
         did_you_mean(text.rpartition("/")[2], [*PUBLISHED, *DEMOS]),
     )
 

@@ -16,9 +16,10 @@ from glm4v_magic.checkpoints.names import Named, demo_named, named
 from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.server_address import is_address_without_scheme, refuse_address
+from glm4v_magic.core.wording import printable
 from glm4v_magic.outside import SHUT, expanded, is_shut, is_there
 
-__all__ = ["Place", "find_place", "not_found"]
+__all__ = ["Place", "find_place", "not_found", "refuse_revision"]
 
 _DOT = "___"  # what ModelScope writes into folders for a dot of a name
 
@@ -64,10 +65,8 @@ def find_place(text: str, revision: str | None = None) -> Place:
     there = is_there(folder)
     # A folder of the user's may be called Demo, too.
     demo = text if text in DEMOS else None if there else demo_named(text)
-    if revision is not None and (demo is not None or there):
-        raise OptionError(
-            f"{text} is not a repository of the hub, so it has no revision {revision}."
-        )
+    if demo is not None or there:
+        refuse_revision(text, revision)
     if demo is not None:
         return Place(demo, demo, (Path(__file__).parent / demo,))
     if is_shut(folder):
@@ -83,6 +82,15 @@ def find_place(text: str, revision: str | None = None) -> Place:
     found = (*_in_hub_cache(repositories, revision), *_in_modelscope(repositories, revision))
     name = known.repository if known is not None and "/" not in text else text
     return Place(text, name, found, known, in_cache=True)
+
+
+def refuse_revision(text: str, revision: str | None) -> None:
+    """Raise OptionError if a revision is given for what is in a folder or a file."""
+    if revision is not None:
+        raise OptionError(
+            f"{text} is not a repository of the hub, so it has no revision {printable(revision)}.",
+            "Leave the revision out.",
+        )
 
 
 def _in_hub_cache(repositories: Sequence[str], revision: str | None) -> Iterator[Path]:

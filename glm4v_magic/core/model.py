@@ -66,6 +66,11 @@ class ModelChoice:
         """The model's name as the user would type it."""
         return self.model or DEMO
 
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """What finds the model beside its name, as `checkpoints.resolve` takes it."""
+        return {"revision": self.revision, "base": self.base, "lora": self.lora}
+
 
 DEMO = "demo"
 """Name of the embedded checkpoint in the layout of GLM-4V-9B."""

@@ -634,7 +634,7 @@ class Loading:
     revision: str | None = option(
         None,
         "Commit, branch or tag of the repository.",
-        Who(("load", "serve"), ("load",)),
+        _MADE_OF,
         "text",
         metavar="SHA",
         example="main",

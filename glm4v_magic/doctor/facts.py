@@ -15,10 +15,11 @@ import shutil
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -172,6 +173,7 @@ def gather(
     *,
     hub: bool = False,
     model: str = MODEL,
+    revision: str | None = None,
     base: str | None = None,
     lora: str | None = None,
 ) -> Facts:
@@ -181,6 +183,7 @@ def gather(
         gpus: judge these instead of the GPUs of this machine, or their description.
         hub: also ask whether the hub can be reached; takes at most 3 s.
         model: the checkpoint to judge, as `checkpoints.architecture` takes it.
+        revision: commit, branch or tag of its repository.
         base: model that the adapter is for, likewise.
         lora: folder of an adapter for the model.
 
@@ -190,9 +193,10 @@ def gather(
     from glm4v_magic.checkpoints.architecture import architecture
 
     # what is wrong with an adapter is a finding among others
-    shape = architecture(model, base=base, lora=lora, tries_adapter=False).shape()
+    made_of: dict[str, Any] = {"revision": revision, "base": base, "lora": lora}
+    shape = architecture(model, **made_of, tries_adapter=False).shape()
     alone = is_file(model)
-    is_here, fault = (True, None) if alone else _files(model, base, lora)
+    is_here, fault = (True, None) if alone else _files(model, made_of)
     if gpus is None:
         import_torch_if_needed()
     found_gpus = find_gpus() if gpus is None else ()
@@ -220,7 +224,7 @@ def gather(
     )
 
 
-def _files(model: str, base: str | None, lora: str | None) -> tuple[bool, tuple[str, str] | None]:
+def _files(model: str, made_of: Mapping[str, Any]) -> tuple[bool, tuple[str, str] | None]:
     """Return whether a checkpoint's files are here, and why `load` would refuse them.
 
     A download that was cut short is not a fault: it goes on when the checkpoint is loaded.
@@ -229,11 +233,11 @@ def _files(model: str, base: str | None, lora: str | None) -> tuple[bool, tuple[
     from glm4v_magic.checkpoints.files import is_cut_short
     from glm4v_magic.checkpoints.sources import find_source
 
-    place = find_source(model, base=base, lora=lora).place
+    place = find_source(model, **made_of).place
     if not place.folders:
         return False, None
     try:
-        checkpoint = resolve(model, base=base, lora=lora)
+        checkpoint = resolve(model, **made_of)
         if place.text not in DEMOS:
             checkpoint.require_usable()
     except (CheckpointError, OptionError) as error:  # or a package that it needs is missing

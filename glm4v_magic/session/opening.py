@@ -79,10 +79,8 @@ def find(choice: ModelChoice) -> Checkpoint | ServerAddress:
 
     return checkpoints.resolve(
         choice.model,
-        revision=choice.revision,
         download=True,
-        base=choice.base,
-        lora=choice.lora,
+        **choice.made_of,
     )
 
 

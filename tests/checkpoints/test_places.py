@@ -58,6 +58,51 @@ def found_by_all(name, folder):
     assert (facts.is_here, facts.fault, facts.shape.max_context) == (True, None, 256)
 
 
+def add_revision(hub, repository, revision, context):
+    """Put another revision of a checkpoint into the cache of the hub."""
+    root = hub / f"models--{repository.replace('/', '--')}"
+    commit = COMMIT[::-1]
+    (root / "refs" / revision).write_text(commit)
+    folder = shutil.copytree(golden.CHECKPOINT, root / "snapshots" / commit)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "seq_length": context}))
+    return folder
+
+
+@pytest.mark.parametrize("repository", ["zai-org/glm-4v-9b", "somebody/tuned"])
+def test_a_revision_is_planned_checked_and_looked_at_as_it_is_loaded(hub, repository):
+    folder = download(hub, repository)
+    other = add_revision(hub, repository, "v1", 128)
+    for name, revision, found, context in (
+        (repository, None, folder, 256),
+        (repository, "main", folder, 256),
+        (repository, "v1", other, 128),
+        (f"https://huggingface.co/{repository}/tree/v1", None, other, 128),
+        (f"https://huggingface.co/{repository}/tree/v1", "v1", other, 128),
+    ):
+        assert resolve(name, revision=revision).folder == found
+        assert architecture(name, revision=revision).shape().max_context == context
+        facts = gather((), model=name, revision=revision)
+        assert (facts.is_here, facts.fault) == (True, None)
+        assert facts.shape.max_context == context
+
+
+def test_a_revision_that_is_not_here(hub, tmp_path):
+    download(hub, "somebody/tuned")
+    folder = shutil.copytree(golden.CHECKPOINT, tmp_path / "mine")
+    for look in (architecture, lambda name, revision: gather((), model=name, revision=revision)):
+        with pytest.raises(CheckpointError, match=r"'somebody/tuned' of the revision v2: no such"):
+            look("somebody/tuned", revision="v2")
+        for name in ("demo", str(folder), str(folder / "config.json")):
+            with pytest.raises(OptionError, match=r"has no revision v2\. Leave the"):
+                look(name, revision="v2")
+            assert look(name, revision=None)
+    with pytest.raises(OptionError, match="The page is of the revision v1, and v2 is asked for"):
+        architecture("https://huggingface.co/somebody/tuned/tree/v1", revision="v2")
+    # of what is published its sizes are known
+    assert architecture("GLM-4V-9B", revision="v2").shape().name == "GLM-4V-9B"
+
+
 @pytest.mark.parametrize("repository", ["zai-org/glm-4v-9b", "THUDM/glm-4v-9b", "thudm/GLM-4V-9B"])
 @pytest.mark.parametrize(
     "name", ["GLM-4V-9B", "glm-4v", "glm4v", "THUDM/glm-4v-9b", "zai-org/GLM-4V-9B", "glm-4v-9b "]

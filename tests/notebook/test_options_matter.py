@@ -202,7 +202,6 @@ LOADS = {
     "--offload": Trial("--offload", "--gpus 1x1GiB --max-memory 0.2978", fails=(True, False)),
     "--pin": Trial("--pin head=1"),
     "--map": Trial("--map map.json"),
-    "--revision": Trial("--revision main", shows="has no revision", fails=(False, True)),
     "--served-model": Trial("--served-model x", shows="about a server", fails=(False, True)),
     "--timeout": Trial("--timeout 3", shows="about a server", fails=(False, True)),
     "--keep": Trial("--keep -1", shows="at least 0", fails=(False, True)),
@@ -246,8 +245,10 @@ def failing(line):
 
 
 def made_of(line=""):
+    here = "demo --gpus 2x1GiB" if line == TWO_GPUS else line
     return {
         "--base": Trial("--base x", line, "is not an adapter", fails=(False, True)),
+        "--revision": Trial("--revision main", here, "has no revision", fails=(False, True)),
         "--lora": Trial("--lora nowhere", line, "no adapter 'nowhere'", fails=(False, True)),
     }
 

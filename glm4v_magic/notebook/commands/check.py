@@ -67,7 +67,7 @@ def check(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
     options.pop("gpus", None)
     of_plan = None if planned is None else planned.model
     name = of_plan if of_plan and arguments.model is None else context.named(arguments.model)
-    model = architecture(name, base=arguments.base, lora=arguments.lora)
+    model = architecture(name, **context.made_of(arguments, is_named=of_plan is not None))
 
     report = dry_run(model, gpus, given, **options)
     if arguments.json == PRINT:

@@ -131,6 +131,21 @@ class Context:
         """Return the model that a line names, if it names one, or else `model`."""
         return self.model if model is None else model
 
+    def made_of(self, arguments: Namespace, *, is_named: bool = False) -> dict[str, Any]:
+        """Return the revision, base and adapter that a line gives.
+
+        Where it names no model, what it does not give is that of the model in use.
+
+        Args:
+            arguments: the parsed line.
+            is_named: whether something else than the line names another model.
+        """
+        given = {name: getattr(arguments, name) for name in ("revision", "base", "lora")}
+        if arguments.model is not None or is_named:
+            return given
+        in_use = self.session.status().choice.made_of
+        return {name: in_use[name] if value is None else value for name, value in given.items()}
+
     def keep(self, value: object, name: str | None) -> None:
         """Assign `value` to the user's variable `name`, if one is given."""
         if name is not None:

@@ -132,7 +132,7 @@ def _gpus(options: PlacementOptions) -> tuple[GPU, ...]:
 
 def _show_loaded(context: Context, status: Status) -> None:
     choice = status.choice
-    model = architecture(context.model, base=choice.base, lora=choice.lora)
+    model = architecture(context.model, **choice.made_of)
     if not context.has_widgets:
         show(device_map_bundle(draw_loaded(model, status)))
         return
@@ -177,7 +177,7 @@ class Drawing:
             refuse_server(status)
             if status.choice.name != self._name:
                 choice = status.choice
-                self._model = architecture(choice.name, base=choice.base, lora=choice.lora)
+                self._model = architecture(choice.name, **choice.made_of)
                 self._name = status.choice.name
             return draw_loaded(self._model, status)
         except Glm4vError as error:

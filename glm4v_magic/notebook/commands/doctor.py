@@ -32,6 +32,7 @@ def doctor(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> 
         gpus,
         hub=arguments.hub,
         model=MODEL if arguments.model is None else arguments.model,
+        revision=arguments.revision,
         base=arguments.base,
         lora=arguments.lora,
     )

@@ -80,7 +80,7 @@ def plan(
         %glm4v plan GLM-4.1V-9B-Thinking --machines --context 8192
     """
     files = [json_file(arguments.save, "--save"), json_file(arguments.json, "--json")]
-    model = architecture(context.named(arguments.model), base=arguments.base, lora=arguments.lora)
+    model = architecture(context.named(arguments.model), **context.made_of(arguments))
     options = as_options(placement_options(arguments))
     if arguments.machines:
         return _on_machines(model, options, arguments)

@@ -128,9 +128,7 @@ def show_preview(context: Context, conversation: Conversation, task: str | None 
 
     status = context.session.status()
     choice = status.choice
-    checkpoint = resolve(
-        context.model, revision=choice.revision, base=choice.base, lora=choice.lora
-    )
+    checkpoint = resolve(context.model, **choice.made_of)
     refuse_task(task, checkpoint.name, checkpoint.tasks, len(conversation.images))
     info, options = status.info, choice.options
     image_size = options.image_size if info is None else info.largest_image

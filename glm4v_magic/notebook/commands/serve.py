@@ -186,7 +186,7 @@ def _command(engine: str, model: str, arguments: Namespace, here: _Place) -> Eng
             raise OptionError(
                 f"{spelled} is of our own server.", "Leave it out, or take --engine own."
             )
-    found = architecture(model)
+    found = architecture(model, revision=arguments.revision)
     gpus = gpus_here() if options.gpus is None else parse_gpus(options.gpus)
     plan = make_plan(found, replace(options, gpus=None), gpus, cpu=cpu_here()) if gpus else None
     wanted = Wanted(
