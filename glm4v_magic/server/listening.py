@@ -28,6 +28,7 @@ __all__ = ["Server"]
 _log = logging.getLogger("uvicorn.error")
 
 _BACKLOG = 512  # connections that wait until they are accepted
+_LONGEST_HOST = 80  # characters of it in a message
 _ACCEPTED = 32  # of them in a turn of the loop; one that is cut stays open for some turns more
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _QUIET_SECONDS = 60.0  # after a line that connections cannot be accepted
@@ -53,7 +54,7 @@ class Server:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((host, port))
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, TypeError, UnicodeError) as error:  # of what is no name
             self._socket.close()
             raise _unusable(host, port, error) from None
         self.port: int = self._socket.getsockname()[1]
@@ -175,8 +176,10 @@ class _Uvicorn(uvicorn.Server):
 
 
 def _unusable(host: str, port: int, error: Exception) -> OptionError:
-    if isinstance(error, socket.gaierror) or getattr(error, "errno", 0) == errno.EADDRNOTAVAIL:
-        shown = " ".join(printable(host).split())
+    is_no_name = isinstance(error, socket.gaierror | TypeError | UnicodeError)
+    if is_no_name or getattr(error, "errno", 0) == errno.EADDRNOTAVAIL:
+        shown = " ".join(printable(host).encode("utf-8", "replace").decode().split())
+        shown = shown if len(shown) <= _LONGEST_HOST else f"{shown[:_LONGEST_HOST]}..."
         return OptionError(
             f"{shown} is not an address of this machine; 0.0.0.0 stands for all of them."
         )

@@ -42,6 +42,15 @@ class TestCommandLine:
             Server(host, 0)
         assert str(caught.value).startswith(" ".join(host.split()))
 
+    @pytest.mark.parametrize("host", ["a\0b", "\udcff", "a" * 5000, "\x1b[2J"])
+    def test_a_host_that_is_no_name(self, capsys, host):
+        assert command.main(["demo", "--port", "0", "--host", host]) == 1
+        said = capsys.readouterr().err
+        assert "is not an address of this machine" in said
+        assert len(said.splitlines()) == 1
+        assert len(said) < 200
+        assert not {"\0", "\udcff", "\x1b"} & set(said)
+
     def test_a_port_that_another_opens_while_the_model_loads(self, monkeypatch, capsys):
         loaded = command.load
         with Server("127.0.0.1", 0) as other:
