@@ -115,7 +115,7 @@ class Machine:
         special = _SPECIAL.get(operator)
         if special is not None:
             return special(self, operator, args, kwargs)
-        if torch.is_inference_mode_enabled() and is_implicit(operator):
+        if is_implicit(operator):  # in inference mode, or behind it of a tensor that was made there
             return self._by_parts(operator, IMPLICIT, args, kwargs)
         if is_cpu_only(operator):
             raise NotImplementedError(
@@ -499,14 +499,20 @@ class Machine:
 
 
 def _as_the_base(operator: Any, args: tuple[Any, ...]) -> AbstractContextManager[Any]:
-    """Leave inference mode for views of a tensor that was made outside it.
+    """Leave inference mode for views of a tensor that was made outside it, and enter it for others.
 
-    Such a view is not an inference tensor either, and PyTorch, which lets it share the version of
-    its base, refuses one that is.
+    A view of a tensor that was made outside is not an inference tensor either, and PyTorch, which
+    lets it share the version of its base, refuses one that is. A view of an inference tensor is
+    one, wherever it is taken, so that writing through it is refused outside of the mode; but for
+    that of another dtype.
     """
-    if not (operator.is_view and torch.is_inference_mode_enabled()):
+    if not operator.is_view:
         return nullcontext()
-    return nullcontext() if args[0].is_inference() else torch.inference_mode(False)
+    is_inference = args[0].is_inference()
+    if is_inference == torch.is_inference_mode_enabled():
+        return nullcontext()
+    is_exempt = is_inference and operator is aten.view.dtype
+    return nullcontext() if is_exempt else torch.inference_mode(is_inference)
 
 
 def _called(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

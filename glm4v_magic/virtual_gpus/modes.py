@@ -119,12 +119,11 @@ class _DispatchMode(TorchDispatchMode):
         kwargs = kwargs or {}
         if isinstance(func, HigherOrderOperator):
             return _whole(func, args, kwargs)
-        if self._machine.is_open:
-            device = kwargs.get("device")
-            on_gpu = device is not None and torch.device(device).type == "cuda"
-            if on_gpu or VirtualTensor in types:
-                return self._machine.dispatch(func, args, kwargs)
-        if torch.is_inference_mode_enabled() and is_implicit(func):
+        if self._machine.is_open and (
+            VirtualTensor in types or any(map(_is_gpu, (*args, *kwargs.values())))
+        ):
+            return self._machine.dispatch(func, args, kwargs)
+        if is_implicit(func):
             with lazy_views():
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
@@ -331,6 +330,10 @@ def _autocast(tensor: torch.Tensor) -> torch.Tensor:
     """Cast an operand as autocast does for operations of lower precision."""
     casts = tensor.is_floating_point() and tensor.dtype != torch.float64
     return tensor.to(torch.get_autocast_dtype("cuda")) if casts else tensor
+
+
+def _is_gpu(value: Any) -> bool:
+    return type(value) is torch.device and value.type == "cuda"
 
 
 def _is_device(value: Any) -> bool:
