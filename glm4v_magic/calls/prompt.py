@@ -180,7 +180,7 @@ def _value(expression: str, line: int, names: dict[str, object]) -> str:
 
 
 def _compiled(expression: str, where: str) -> tuple[CodeType, frozenset[str]]:
-    """Compile `expression`; returns its code and the names in it."""
+    """Compile `expression`; returns its code and the names that it takes from outside."""
     if not expression:
         raise PromptError(f"{where} is empty.", f"Write an expression in it. {_LITERAL}")
     try:
@@ -193,7 +193,34 @@ def _compiled(expression: str, where: str) -> tuple[CodeType, frozenset[str]]:
         raise PromptError(
             f"{where} is not a Python expression: {reason(error)}", _LITERAL
         ) from None
-    return code, frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+    return code, frozenset(_free(tree))
+
+
+def _free(tree: ast.AST) -> Iterator[str]:
+    """Yield the names that an expression takes from outside, not those of its own variables."""
+    waiting: list[tuple[ast.AST, frozenset[str]]] = [(tree, frozenset())]
+    while waiting:
+        node, bound = waiting.pop()
+        if isinstance(node, ast.Name):
+            if node.id not in bound:
+                yield node.id
+        elif isinstance(node, ast.Lambda):
+            own = {each.arg for each in ast.walk(node.args) if isinstance(each, ast.arg)}
+            waiting += [(node.args, bound), (node.body, bound | own)]
+        elif isinstance(node, _COMPREHENSIONS):
+            for part in node.generators:
+                waiting.append((part.iter, bound))
+                bound |= {each.id for each in ast.walk(part.target) if isinstance(each, ast.Name)}
+                waiting += [(each, bound) for each in (part.target, *part.ifs)]
+            values = (node.key, node.value) if isinstance(node, ast.DictComp) else (node.elt,)
+            waiting += [(each, bound) for each in values]
+        elif isinstance(node, ast.NamedExpr):
+            waiting.append((node.value, bound))
+        else:
+            waiting += [(each, bound) for each in ast.iter_child_nodes(node)]
+
+
+_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp)
 
 
 def _not_closed(rest: str, line: int) -> PromptError:

@@ -357,6 +357,7 @@ _IN_PYTHON = {
     "folder_of_images": "{kinds} session.map asks about each.",
     "too_many_images": "session.map asks the same about each.",
     "chat_not_begun": "chat={name!r} begins one.",
+    "name_column": "Name the one to ask about: column={column!r}.",
     "rows_are_alike": (
         'Name the column that holds the images (column="image"), or write {{{{row.name}}}} in the '
         "prompt."

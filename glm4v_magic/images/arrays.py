@@ -69,6 +69,11 @@ def from_numpy(
     import numpy as np
     from PIL import Image
 
+    if np.ma.is_masked(array):
+        raise ImageError(
+            f"{one_line(source)} has masked values, which are no pixels.",
+            f"Say what they are: {one_line(source)}.filled(0).",
+        )
     pixels = _channels_last(np.asarray(array), source, first_in_doubt=channels_first)
     if pixels.shape[0] * pixels.shape[1] > limits.megapixels * 1e6:
         raise too_large(source, pixels.shape[0] * pixels.shape[1], limits)

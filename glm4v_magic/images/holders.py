@@ -10,14 +10,23 @@ import io
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from glm4v_magic.core.errors import ImageError, reason
-from glm4v_magic.images.formats import SUFFIXES
+from glm4v_magic.images.formats import CLIPS, SUFFIXES
 from glm4v_magic.images.messages import one_line
 
-__all__ = ["column_of_images", "is_instance", "rows_of", "several", "taken_out", "uploaded"]
+__all__ = [
+    "columns_of_images",
+    "is_instance",
+    "is_row",
+    "kind_of",
+    "rows_of",
+    "several",
+    "taken_out",
+    "uploaded",
+]
 
 _STORED = {"bytes", "path"}
 """Keys of an image as Hugging Face's `datasets` stores it."""
@@ -61,11 +70,14 @@ def _is_of_numbers(array: Any) -> bool:
 
 
 def _list_in(row: Mapping[Any, Any]) -> Sequence[Any] | None:
-    """Return the only list of images in a row, or in several that are a mapping of lists."""
+    """Return the only list of images in a row, or in several that are a mapping of lists.
+
+    Images of some of several rows may be missing.
+    """
     lists = [
         each
         for each in row.values()
-        if isinstance(each, list | tuple) and each and all(map(_is_or_names_an_image, each))
+        if isinstance(each, list | tuple) and _are_images_or_gaps(each)
     ]
     has_others = any(map(_is_or_names_an_image, row.values()))
     return lists[0] if len(lists) == 1 and not has_others else None
@@ -100,7 +112,8 @@ def _column(series: Any) -> Sequence[Any] | None:
     A row has the names of the columns as its index, and seldom nothing but images.
     """
     items = list(series)
-    if items and isinstance(items[0], int | float):
+    known = [each for each in items if not _is_missing(each)]
+    if items and isinstance((known or items)[0], int | float):
         return None
     is_row = all(isinstance(name, str) for name in series.index)
     if items and is_row and not all(map(_is_or_names_an_image, items)):
@@ -148,13 +161,77 @@ def rows_of(value: Any) -> Iterable[Mapping[str, Any]] | None:
     return None
 
 
-def column_of_images(columns: Mapping[Any, Iterable[object]]) -> Any:
-    """Return the only column of a table that holds images, which may be missing in some rows.
+def columns_of_images(columns: Mapping[Any, Sequence[object]]) -> list[Any]:
+    """Return the columns of a table that hold images, or else clips and images by their names.
 
-    ``None`` if there is none, or more than one.
+    They may be missing in some rows. A cell may be a list of images.
     """
-    found = [name for name, values in columns.items() if any(map(_is_image, values))]
-    return found[0] if len(found) == 1 else None
+    return (
+        [name for name, cells in columns.items() if any(_has(_is_image, each) for each in cells)]
+        or [name for name, cells in columns.items() if _are_named(cells)]
+        or [name for name, cells in columns.items() if any(map(_is_pixels, cells))]
+    )
+
+
+def is_row(value: Mapping[Any, Any]) -> bool:
+    """Tell whether a mapping is the row of a table, not an image or the file of an upload."""
+    return bool(value) and not _is_image(value) and not {"name", "content"} <= value.keys()
+
+
+def _has(test: Callable[[object], bool], cell: object) -> bool:
+    """Tell whether a cell passes a test, or is a list of which each item does."""
+    if isinstance(cell, list | tuple):
+        return bool(cell) and all(map(test, cell))
+    return test(cell)
+
+
+def _are_named(cells: Sequence[object]) -> bool:
+    known = [each for each in cells if not _is_missing(each)]
+    return bool(known) and all(_has(_names_a_medium, each) for each in known)
+
+
+def _are_images_or_gaps(items: Sequence[object]) -> bool:
+    known = [each for each in items if not _is_missing(each)]
+    return bool(known) and all(map(_is_or_names_an_image, known))
+
+
+def _is_missing(value: Any) -> bool:
+    """Tell whether a cell of a table is empty."""
+    if value is None or (isinstance(value, str | list | tuple) and len(value) == 0):
+        return True
+    return bool(_name_of_gap(value))
+
+
+def _name_of_gap(value: Any) -> str:
+    """Return ``NaN``, ``NA`` or ``NaT`` for what stands for a missing value; else nothing."""
+    if isinstance(value, float) or is_instance(value, "numpy", "floating"):
+        return "NaN" if value != value else ""
+    name = type(value).__name__
+    is_gap = name in ("NAType", "NaTType") and type(value).__module__.startswith("pandas.")
+    return name.removesuffix("Type") if is_gap else ""
+
+
+def kind_of(value: Any) -> str:
+    """Return what a value is that is no image, in words that follow "is"."""
+    if value is None:
+        return "None, not an image"
+    if gap := _name_of_gap(value):
+        return f"missing ({gap})"
+    name = type(value).__name__
+    kind = f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+    is_series = is_instance(value, "pandas", "Series") and any(map(_is_missing, value))
+    row = dict(value) if is_series else value
+    empty = (
+        [key for key, cell in row.items() if _is_missing(cell)] if isinstance(row, Mapping) else []
+    )
+    if not empty:
+        return f"{kind}, not an image"
+    gaps = ", ".join(f"{key!r} is {_shown(row[key])}" for key in empty[:3])
+    return f"a row without an image: {one_line(gaps)}"
+
+
+def _shown(gap: object) -> str:
+    return _name_of_gap(gap) or repr(gap)
 
 
 def _is_image(value: object) -> bool:
@@ -163,12 +240,16 @@ def _is_image(value: object) -> bool:
     return isinstance(value, bytes) or is_instance(value, "PIL.Image", "Image")
 
 
-def _names_an_image(value: object) -> bool:
+def _names_an_image(value: object, suffixes: tuple[str, ...] = SUFFIXES) -> bool:
     """Tell whether a value of a row is the path or URL of an image, by its suffix."""
     if not isinstance(value, str | os.PathLike):
         return False
     text = os.fsdecode(value).partition("?")[0].lower()
-    return text.endswith(SUFFIXES) or text.startswith("data:image/")
+    return text.endswith(suffixes) or text.startswith("data:image/")
+
+
+def _names_a_medium(value: object) -> bool:
+    return _names_an_image(value, SUFFIXES + CLIPS)
 
 
 def _is_or_names_an_image(value: object) -> bool:

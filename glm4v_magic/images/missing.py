@@ -10,7 +10,7 @@ from types import ModuleType
 
 from glm4v_magic.core.errors import ImageError, did_you_mean
 from glm4v_magic.images.files import entries, path_of, suffixes_in
-from glm4v_magic.images.formats import CLIPS, SUFFIXES
+from glm4v_magic.images.formats import CLIPS, SUFFIXES, is_known, not_an_image
 from glm4v_magic.images.messages import ACCEPTED, one_line
 from glm4v_magic.outside import is_folder
 
@@ -29,6 +29,8 @@ def missing(word: str, base: Path, namespace: Mapping[str, object]) -> ImageErro
         namespace: variables that may have been meant.
     """
     shown = one_line(word)
+    if word.lstrip()[:1] == "<" and is_known(head := word[:1000].encode(errors="ignore")):
+        return not_an_image(word, head)  # the text of an SVG drawing or a web page
     if len(word) > _LONGEST_NAME and _BASE64.fullmatch(word):
         return ImageError(f"{shown}: no such file, and no image in base64.", ACCEPTED)
     if not word.strip():

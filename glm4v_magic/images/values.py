@@ -22,7 +22,7 @@ from glm4v_magic.images.arrays import from_numpy, from_torch
 from glm4v_magic.images.decode import decode, upright
 from glm4v_magic.images.files import current_folder, exists
 from glm4v_magic.images.formats import is_known
-from glm4v_magic.images.holders import is_instance, several, taken_out
+from glm4v_magic.images.holders import is_instance, kind_of, several, taken_out
 from glm4v_magic.images.messages import (
     ACCEPTED,
     one_line,
@@ -109,7 +109,7 @@ def to_image(
         image = read(value, source, limits, page)
         if image is not None:
             return image
-    raise ImageError(f"{one_line(source)} is {_kind_of(value)}, not an image.", ACCEPTED)
+    raise ImageError(f"{one_line(source)} is {kind_of(value)}.", ACCEPTED)
 
 
 def _is_name_in_bytes(value: object, base: Path) -> TypeGuard[bytes]:
@@ -249,10 +249,3 @@ _READERS = (
     *(_from_pil, _from_bytes, _from_array, _from_figure, _from_ipython, _from_stream),
     *(_from_upload, _from_shown),
 )
-
-
-def _kind_of(value: object) -> str:
-    if value is None:
-        return "None"
-    name = type(value).__name__
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

@@ -37,7 +37,7 @@ from glm4v_magic.outside import is_folder, is_shut
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["from_data", "has_frames", "is_clip", "is_video", "to_video"]
+__all__ = ["from_data", "has_frames", "has_video", "is_clip", "is_video", "to_video"]
 
 _CONTAINERS = {
     "video/mp4": "mov",
@@ -67,6 +67,12 @@ def is_video(value: object) -> bool:
     if isinstance(value, str | os.PathLike):
         return is_clip(os.fsdecode(value))
     return isinstance(value, SourcedVideo) or has_frames(value)
+
+
+def has_video(value: object) -> bool:
+    """Tell whether a value is a video, or a list that has one."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    return any(map(is_video, parts))
 
 
 def has_frames(value: Any) -> bool:

@@ -9,12 +9,14 @@ its columns. Each of them is a row. Expressions in the prompt are evaluated for 
   dictionaries the item's keys.
 
 A table of `datasets`, polars or PyArrow is a list of dictionaries, too. If exactly one of the
-columns of a table holds images, that column is the items. The files of an upload are one, too.
+columns of a table holds images, or names images or clips, that column is the items; which of
+several is meant must be said. The files of an upload are a table, too.
 
 Whether an item is an image or a value depends on the prompt: **it is an image, or a clip, unless
-the prompt uses** ``item`` (in a list of dictionaries also ``row``). Then the item is in the text,
-where the prompt puts it, and is not sent as an image. Files of a folder or pattern are always
-images or clips, and rows of a whole DataFrame whose columns hold none are values.
+the prompt uses** ``item`` (of rows without a column of images also ``row``). Then the item is in
+the text, where the prompt puts it, and is not sent as an image. Files of a folder or pattern and
+images in memory are always sent, and rows of a whole DataFrame whose columns hold none are values.
+A list of images, with a clip among them or without, is one item.
 """
 
 from __future__ import annotations
@@ -33,10 +35,16 @@ from glm4v_magic.core.errors import ImageError, OptionError, PromptError, did_yo
 from glm4v_magic.core.remarks import Text
 from glm4v_magic.images.files import current_folder, entries, matches, natural, path_of, suffixes_in
 from glm4v_magic.images.formats import CLIPS, SUFFIXES
-from glm4v_magic.images.holders import column_of_images, is_instance, rows_of, uploaded
+from glm4v_magic.images.holders import (
+    columns_of_images,
+    is_instance,
+    is_row,
+    rows_of,
+    uploaded,
+)
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.images.pdf import SUFFIX, count_pages, name_and_page, named
-from glm4v_magic.images.video import is_clip, is_video
+from glm4v_magic.images.video import has_video, is_clip, is_video
 from glm4v_magic.outside import SHUT, is_shut, is_there
 
 __all__ = [
@@ -46,6 +54,7 @@ __all__ = [
     "are_images",
     "files_of",
     "is_dataframe",
+    "is_table",
     "items_of",
     "plan",
 ]
@@ -109,7 +118,8 @@ class Items:
         records: columns of each row; ``None`` if there are none.
         kind: ``images`` or ``values``; ``None`` if that depends on the prompt.
         table: DataFrame or Series that the items come from; the result is then a DataFrame.
-        is_column: whether they are a column that was named, of the table that `records` are.
+        is_column: whether they are one column of the table that `records` are.
+        image_columns: columns of the table that hold images, if several do and none is chosen.
     """
 
     source: str
@@ -119,6 +129,7 @@ class Items:
     kind: Literal["images", "values"] | None = None
     table: Any = None
     is_column: bool = False
+    image_columns: tuple[Any, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)
@@ -150,7 +161,8 @@ class PlannedRow:
         index: number of the row, from 0.
         name: name of the item.
         item: the item, as it was given.
-        is_image: whether the item is sent as an image, or is a video.
+        is_image: whether the item is sent: as an image, a video, or a list of images of which one
+            may be a video.
         prompt: prompt with expressions expanded; empty if that failed.
         failure: why the expansion failed, for a front end to word; ``None`` if it did not.
     """
@@ -166,6 +178,11 @@ class PlannedRow:
     def is_video(self) -> bool:
         """Whether the item is sent as a video."""
         return self.is_image and is_video(self.item)
+
+    @property
+    def has_video(self) -> bool:
+        """Whether a video is sent."""
+        return self.is_image and has_video(self.item)
 
 
 def items_of(
@@ -333,11 +350,8 @@ def _of_dataframe(frame: Any, source: str, column: object) -> Items:
     )
     if column is None:
         names = tuple(f"row {label}" for label in frame.index)
-        image = column_of_images({name: frame[name] for name in columns})
-        if image is not None:
-            values = tuple(frame[image])
-            return Items(source, values, names, records, kind="images", table=frame)
-        return Items(source, records, names, records, kind="values", table=frame)
+        whole = Items(source, records, names, records, kind="values", table=frame)
+        return _with_images(whole, {name: list(frame[name]) for name in columns})
     if column not in columns:
         raise _no_column(column, columns)
     names = tuple(f"{column}[{label!r}]" for label in frame.index)
@@ -356,18 +370,26 @@ def _of_column(items: Items, column: object) -> Items:
     """Return a column of a table that is no DataFrame, or of a list of dictionaries."""
     values = items.column(column)
     names = tuple(f"{one_line(str(column))}[{index}]" for index in range(len(items)))
-    return replace(items, values=values, names=names, kind=None, is_column=True)
+    return replace(items, values=values, names=names, kind=None, is_column=True, image_columns=())
 
 
-def _of_rows(rows: Sequence[Mapping[str, Any]], source: str) -> Items:
+def _of_rows(rows: Sequence[Mapping[Any, Any]], source: str) -> Items:
     """Return the items of a table: its rows, or its images if exactly one column holds some."""
-    records = tuple(map(Record, rows))
     names = tuple(f"{source}[{index}]" for index in range(len(rows)))
-    columns = {name: [row.get(name) for row in rows] for name in (rows[0] if rows else ())}
-    column = column_of_images(columns)
-    if column is None:
-        return Items(source, tuple(rows), names, records)
-    return Items(source, tuple(row[column] for row in rows), names, records, kind="images")
+    keys = dict.fromkeys(key for row in rows for key in row)
+    columns = {key: [row.get(key) for row in rows] for key in keys}
+    return _with_images(Items(source, tuple(rows), names, tuple(map(Record, rows))), columns)
+
+
+def _with_images(items: Items, columns: Mapping[Any, Sequence[object]]) -> Items:
+    """Return the images of rows as the items if one column holds some, else the rows themselves."""
+    found = columns_of_images(columns)
+    if len(found) != 1:
+        return replace(items, image_columns=tuple(found))
+    cells = tuple(columns[found[0]])
+    if any(isinstance(each, str | os.PathLike) for each in cells):  # {{item}} puts in the name
+        return replace(items, values=cells, kind=None, is_column=True)
+    return replace(items, values=cells, kind="images", is_column=True)
 
 
 def _of_list(value: Any, source: str) -> Items:
@@ -385,11 +407,18 @@ def _of_list(value: Any, source: str) -> Items:
     values = _taken(value, shown)
     records = None
     if values and all(isinstance(each, Mapping) for each in values):
+        if files is None and any(map(is_row, values)):
+            return _of_rows(values, source)
         records = tuple(map(Record, values))
-    names = tuple(
-        each if isinstance(each, str) else f"{source}[{index}]" for index, each in enumerate(values)
-    )
+    names = tuple(_name(each, f"{source}[{index}]") for index, each in enumerate(values))
     return Items(source, values, names, records)
+
+
+def _name(item: object, otherwise: str) -> str:
+    """Return the name that an item has itself: a path, or those of a list."""
+    if isinstance(item, list | tuple) and item and all(isinstance(each, str) for each in item):
+        return ", ".join(item)
+    return item if isinstance(item, str) else otherwise
 
 
 def _taken(value: Any, shown: str) -> tuple[Any, ...]:
@@ -455,7 +484,16 @@ def are_images(prompt: str, items: Items, *, raw: bool = False) -> bool:
     Raises:
         PromptError: if an expression in the prompt is not closed, is empty or is not Python, or if
             all items are numbers, which are not images, and the prompt does not use them.
+        OptionError: if several columns of a table hold images, and none is chosen.
     """
+    if items.image_columns:
+        raise OptionError(
+            f"{one_line(items.source)} has several columns of images: "
+            f"{one_line(', '.join(map(str, items.image_columns)))}.",
+            code="name_column",
+            source=one_line(items.source),
+            column=items.image_columns[0],
+        )
     used = frozenset() if raw else names_in(prompt)
     if items.kind is not None:
         return items.kind == "images"
@@ -472,6 +510,13 @@ def are_images(prompt: str, items: Items, *, raw: bool = False) -> bool:
 def is_dataframe(value: object) -> bool:
     """Tell whether `value` is a DataFrame; imports no pandas."""
     return _is(value, "DataFrame")
+
+
+def is_table(value: Any) -> bool:
+    """Tell whether `value` is a table of another library, or a list of dictionaries."""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(isinstance(each, Mapping) and is_row(each) for each in value)
+    return rows_of(value) is not None
 
 
 def _is(value: object, name: str) -> bool:

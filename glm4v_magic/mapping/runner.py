@@ -43,6 +43,7 @@ from glm4v_magic.core.rows import AnsweredRow, Progress
 from glm4v_magic.core.video import Frame, SourcedVideo
 from glm4v_magic.mapping.answer_cache import AnswerStore, request_key
 from glm4v_magic.mapping.kept_rows import KeptRows, RowsInMemory
+from glm4v_magic.mapping.row_media import media_of
 
 if TYPE_CHECKING:
     from glm4v_magic.core.image import SourcedImage
@@ -244,24 +245,20 @@ class _Run:
         if row.failure is not None:
             yield self._finished(_row(row, failure=row.failure))
             return
-        images = self._job.images
-        videos = self._job.videos
+        job = self._job
+        images, videos, before_videos = job.images, job.videos, job.before_videos
         try:
-            if row.is_video:
-                videos = (self._job.read_video(row.item, row.name),)
+            if row.has_video:
+                own, video, before_own = media_of(row.item, row.name, job.read, job.read_video)
+                before_videos = len(images) + before_own if own[before_own:] else None
+                images, videos = images + own, (video,)
             elif row.is_image:
-                images += self._job.read(row.item, row.name)
+                images += job.read(row.item, row.name)
         except InputError as error:
             yield self._finished(_row(row, failure=error.text))
             return
-        before = (Message("system", self._job.system),) if self._job.system else ()
-        asked = Message(
-            "user",
-            row.prompt,
-            images,
-            videos=videos,
-            before_videos=self._job.before_videos if self._job.videos else None,
-        )
+        before = (Message("system", job.system),) if job.system else ()
+        asked = Message("user", row.prompt, images, videos=videos, before_videos=before_videos)
         conversation = Conversation((*before, asked))
         call = Call("", conversation, self._job.terms)
         # Rows that are asked the same may be answered differently, if tokens are drawn.

@@ -157,7 +157,7 @@ class Maps(Questions):
         rows = plan(prompt, items, names or {}, raw=options.get("raw", False))
         shared = sourced(images)
         parts: dict[str, Any] = {each: options.get(each) for each in OF_A_VIDEO}
-        own_video = any(row.is_video for row in rows)
+        own_video = any(row.has_video for row in rows)
         refuse_parts_of_no_video(parts, with_video=own_video or video is not None)
         if own_video and video is not None:
             raise OptionError("Rows are videos, and every row has another; a question has one.")
@@ -221,8 +221,8 @@ class Maps(Questions):
         """Return the engine, which takes the images and the video that each row has at least."""
         terms = job.terms
         bare = Request(Conversation(), terms.sampling)
-        at_least = len(job.images) + (rows[0].is_image and not rows[0].is_video)
-        has_video = bool(job.videos) or all(row.is_video for row in rows)
+        at_least = len(job.images) + (rows[0].is_image and not rows[0].has_video)
+        has_video = bool(job.videos) or all(row.has_video for row in rows)
 
         def refuse(model: Takes) -> None:
             refuse_task(terms.task, model.name, model.tasks, at_least)

@@ -57,6 +57,43 @@ class TestRows:
     def test_a_row_without_images(self):
         assert "x is a dict, not an image." in error_of(to_image, {"label": 3}, "x")
 
+    @pytest.mark.parametrize(
+        ("row", "said"),
+        [
+            ({"image": None, "label": 3}, "x is a row without an image: 'image' is None."),
+            ({"image": float("nan"), "n": []}, "without an image: 'image' is NaN, 'n' is []."),
+            (pd.Series({"image": pd.NA, "label": 3}), "x is a row without an image: 'image' is NA"),
+            (np.nan, "x is missing (NaN)."),
+            (np.float32("nan"), "x is missing (NaN)."),
+            (pd.NA, "x is missing (NA)."),
+            (pd.NaT, "x is missing (NaT)."),
+            (None, "x is None, not an image."),
+            (1.5, "x is a float, not an image."),
+        ],
+    )
+    def test_what_is_missing_is_named(self, row, said):
+        assert said in error_of(to_image, row, "x")
+
+    def test_what_is_missing_in_several(self):
+        gaps = [np.nan, "photos/a.png"]
+        for several in (pd.Series(gaps), pd.DataFrame({"image": gaps}).image):
+            assert "x[0] is missing (NaN)." in error_of(to_images, several, "x")
+        assert "x[1] is None" in error_of(to_images, {"image": ["photos/a.png", None]}, "x")
+        for table in (pd.DataFrame({"image": gaps}), [{"image": None}]):
+            assert "x[0] is a row without an image: 'image' is" in error_of(to_images, table, "x")
+
+    def test_text_of_a_drawing(self):
+        for text in ("<svg xmlns='http://www.w3.org/2000/svg'/>", "<?xml version='1.0'?>\n<svg/>"):
+            message = error_of(to_images, text, "x")
+            assert "is an SVG drawing. Save it as a PNG first, or draw it with cairosvg" in message
+            assert "folder" not in message
+
+    def test_masked_values(self):
+        pixels = np.ma.masked_array(np.full((2, 2, 3), 255, np.uint8), mask=False)
+        assert to_image(pixels, "x").image.getpixel((0, 0)) == (255, 255, 255)
+        pixels[0, 0] = np.ma.masked
+        assert "x has masked values, which are no pixels" in error_of(to_image, pixels, "x")
+
 
 class TestTables:
     def check(self, table):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import _thread
 import datetime as dt
+import io
 import signal
 from itertools import chain, count, repeat
 
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 from ipywidgets import FileUpload
@@ -111,7 +114,7 @@ def test_a_whole_dataframe_needs_a_prompt_that_differs():
 
 
 def test_the_only_column_of_images_in_a_whole_table_is_its_items():
-    image, other = Image.new("RGB", (4, 3)), Image.new("RGB", (5, 3))
+    image = Image.new("RGB", (4, 3))
     columns = {"shown": [None, image], "name": ["a", "b"], "count": [1, None]}
     for table in (pd.DataFrame(columns, index=["x", "y"]), Dataset.from_dict(columns)):
         items = items_of(table, "df")
@@ -120,10 +123,99 @@ def test_the_only_column_of_images_in_a_whole_table_is_its_items():
         assert to_image(items.values[1], "df").image.size == image.size
         prompts = [row.prompt for row in plan("Is it {{row.name}}?", items, {})]
         assert prompts == ["Is it a?", "Is it b?"]
-    several = pd.DataFrame({"one": [image], "other": [other], "name": ["a"]})
-    named = pd.DataFrame({"path": ["a.png"], "name": ["a"]})
-    for frame in (several, named):
-        assert not are_images("Is it {{row.name}}?", items_of(frame, "df"))
+    gaps = [{"name": "a"}, {"shown": image, "name": "b"}]
+    assert items_of(gaps, "rows").values == (None, image)
+    with pytest.raises(PromptError, match="Every row of df would be asked the same"):
+        plan("What?", items_of(pd.DataFrame({"name": ["a"]}), "df"), {})
+
+
+def tables(columns):
+    """Return columns as the table of each library, and as a list of dictionaries."""
+    made = [pd.DataFrame(columns), pl.DataFrame(columns), pa.table(columns)]
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return [*made, Dataset.from_dict(columns), rows]
+
+
+PNG = io.BytesIO()
+Image.new("RGB", (2, 2)).save(PNG, "PNG")
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [None, "a.png"],
+        ["a.PNG", "b/c.jpg?size=3"],
+        [None, "clip.mp4"],
+        ["", "a.png"],
+        [["a.png", "b.png"], None],
+        [None, PNG.getvalue()],
+        [[PNG.getvalue()] * 2, []],
+    ],
+)
+def test_what_a_column_holds_or_names_is_sent_whatever_the_prompt_says_of_the_row(cells):
+    for table in tables({"n": [1, 2], "cell": cells, "name": ["a", "b"]}):
+        items = items_of(table, "df")
+        rows = plan("Is it {{row.name}}?", items, {})
+        assert [row.is_image for row in rows] == [True, True], type(table)
+        own = [None if isinstance(row.item, float) else row.item for row in rows]  # NaN
+        assert own == cells, type(table)
+        assert [row.prompt for row in rows] == ["Is it a?", "Is it b?"]
+
+
+def test_the_name_of_an_image_may_be_put_into_the_text():
+    for table in tables({"file": ["a.png", "b.png"], "name": ["a", "b"]}):
+        rows = plan("Is {{item}} a name of {{row.name}}?", items_of(table, "df"), {})
+        assert not any(row.is_image for row in rows)
+        assert rows[1].prompt == "Is b.png a name of b?"
+
+
+def test_columns_without_images_are_values():
+    for table in tables({"file": ["a.png", "notes.txt"], "name": ["a", None]}):
+        assert not are_images("Is it {{row.name}}?", items_of(table, "df"))
+    stored = [{"bytes": PNG.getvalue(), "path": None}, {"bytes": None, "path": "a.png"}]
+    assert list(items_of(stored, "x").values) == stored  # images themselves, not rows
+
+
+def test_of_several_columns_of_images_one_is_chosen():
+    for columns in (
+        {"one": ["a.png"], "two words": ["b.png"], "name": ["a"]},
+        {"one": [PNG.getvalue()], "two words": [PNG.getvalue()], "name": ["a"]},
+    ):
+        for table in tables(columns):
+            for prompt in ("What?", "Is it {{row.name}}?"):
+                with pytest.raises(OptionError) as caught:
+                    plan(prompt, items_of(table, "df"), {})
+                assert str(caught.value) == (
+                    "df has several columns of images: one, two words. "
+                    "Name the one to ask about: column='one'."
+                )
+            chosen = items_of(table, "df", column="two words")
+            assert list(chosen.values) == columns["two words"]
+            assert are_images("Is it {{row.name}}?", chosen)
+
+
+def test_variables_of_an_expression_are_not_those_of_the_row():
+    items = items_of(["a.png"], "files")
+    for own in (
+        "[item for item in x]",
+        "{item: 1 for item in x if item}",
+        "[a for item in x for a in item]",
+        "(lambda item, *row: item)(1)",
+        "sorted(x, key=lambda item: -item)",
+        "x.item + x['item'] + f(item=1)",
+    ):
+        assert are_images(f"Is it {{{{{own}}}}}?", items), own
+    for used in (
+        "[item for item in item]",
+        "[a for a in x if a == item]",
+        "(lambda a=item: a)()",
+        "(lambda a: a + item)(1)",
+        "[item for item in x] + [item]",
+        "f'{item}'",
+        "{item: 1 for a in x}",
+        "+".join(["x"] * 300 + ["item"]),
+    ):
+        assert not are_images(f"Is it {{{{{used}}}}}?", items), used
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,22 @@ def test_other_columns_in_the_prompt(run, shell, tiny, photos):
     assert shell.user_ns["rows"]["error"].isna().all()
 
 
+def test_the_column_that_a_refusal_names_is_asked_about(run, shell, tiny, photos):
+    rows = [{"left": each, "two words": each, "n": 1} for each in photos]
+    shell.user_ns.update(both=pd.DataFrame(rows), records=rows)
+    for name in ("both", "records"):
+        said = over(run, name, "A {{row.n}}?", fails=True)
+        (word,) = re.findall(
+            r"several columns of images: left, two words\..* --over (\S+)\.$", said
+        )
+        for column in (word, f"""{name}['two words']"""):
+            over(run, column, "A {{row.n}}?")
+            rows = shell.user_ns["rows"]
+            rows = rows.answer if name == "both" else [row.text for row in rows]
+            assert len(rows) == 3
+            assert all(rows)
+
+
 def test_one_image_many_questions(run, shell, tiny, photos):
     shell.user_ns["things"] = ["hat", "cup"]
     options = f"photos/1.png --fresh -o rows {GREEDY}"
@@ -353,7 +369,7 @@ def test_an_interrupt_while_the_table_is_printed_loses_nothing(
         ("--over ['a', 'b']", "{{item}}?", "A list with spaces goes in quotes"),
         ("--over range(3)", "{{item}}?", "Put it into a variable, and give its name."),
         ("--over images[9]", "What?", "images[9] failed: IndexError"),
-        ("--over df", "What?", "Every row of df would be asked the same"),
+        ("--over df[['n']]", "What?", "Every row of df[['n']] would be asked the same"),
         ("--over photos", "{{nothing}}", "uses nothing, which is not defined"),
         ("--over photos --batch-size 0", "What?", "--batch-size is 0"),
         ("--over photos --temperature -1", "What?", "--temperature is -1"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny_native
 from clips import write_clip
@@ -63,6 +65,34 @@ def test_an_array_in_a_variable_is_a_video(loaded, shell):
     said = loaded(f"%%glm4v scene --fps 2 {SMALL}\nWhat happens?")
     assert "scene, 60 x 40 px · the model sees 3 frames of" in said
     assert "at 0:00, 0:00.5, 0:01" in said
+
+
+def test_a_row_may_be_a_clip_among_images(loaded, shell, clip):
+    for name in ("a.png", "b.png", "c.png"):
+        tiny_native.image(60, 40, 1).image.save(clip.with_name(name))
+    shell.user_ns["rows"] = [["a.png", "clip.mp4", "b.png"], ("clip.mp4",), ["a.png"], "clip.mp4"]
+    loaded(f"%%glm4v c.png --over rows --fps 2 {SMALL}\nWhat happens?")
+    rows = shell.user_ns["_"]
+    assert [row.error for row in rows] == [None] * 4
+    assert [row.name for row in rows] == ["a.png, clip.mp4, b.png", "clip.mp4", "a.png", "clip.mp4"]
+    alone = loaded(f"%%glm4v c.png a.png clip.mp4 b.png --fps 2 {SMALL}\nWhat happens?")
+    answer = shell.user_ns["_"]
+    assert answer.text == rows[0].text, alone
+    assert answer.usage.prompt_tokens == rows[0].answer.usage.prompt_tokens
+    said = loaded("%%glm4v c.png --over rows --fps 2 --preview\nWhat happens?")
+    assert re.search(r"(<\|image\|>.*){2}<\|video\|>.*<\|image\|>", said, re.DOTALL)
+    shell.user_ns["rows"] = [["clip.mp4", "clip.mp4"]]
+    said = loaded(f"%%glm4v --over rows {SMALL}\nWhat happens?", fails=True)
+    assert "The only row failed: clip.mp4, clip.mp4 has 2 videos; a question has one." in said
+    shell.user_ns["rows"] = [["a.png", "gone.mp4"]]
+    said = loaded(f"%%glm4v --over rows {SMALL}\nWhat happens?", fails=True)
+    assert "gone.mp4: no such file" in said
+
+
+def test_a_column_of_clips_is_asked_about(loaded, shell):
+    shell.user_ns["clips"] = pd.DataFrame({"n": [1, 2], "clip": ["clip.mp4", None]})
+    loaded(f"%%glm4v --over clips --fps 2 {SMALL}\nWhat happens {{{{row.n}}}}?")
+    assert shell.user_ns["_"].answer.notna().tolist() == [True, False]
 
 
 def test_a_preview_counts_the_frames(loaded):

@@ -29,9 +29,11 @@ from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import Glm4vError
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.server_address import read_address
-from glm4v_magic.images import to_image
+from glm4v_magic.images import to_image, to_images
 from glm4v_magic.images.crop import parse_crop
+from glm4v_magic.images.video import to_video
 from glm4v_magic.mapping.items import items_of
+from glm4v_magic.mapping.row_media import media_of
 from glm4v_magic.remote_code.copies import code_folders
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
@@ -181,6 +183,9 @@ SCENES |= {
 }  # fmt: skip
 
 CELLS |= {
+    "127.0.0.1 is this computer alone, and 0.0.0.0 stands for all addresses of it.": (
+        "%glm4v serve demo --host 999.1.1.1 --print",
+        "%glm4v serve demo --host 127.0.0.1 --print\n%glm4v serve demo --host 0.0.0.0 --print"),
     "For example --compare demo,http://127.0.0.1:8000/v1.": (
         "%%glm4v cat --compare demo,\nWhat?",
         "%%glm4v cat --compare demo,http://127.0.0.1:8000/v1 --max-tokens 2\nWhat?"),
@@ -244,6 +249,15 @@ def png(side: int = 4) -> bytes:
 SCENES['Name its folder, "." for this one, or its id.'] = (
     lambda: code_folders(""),
     lambda: code_folders("."),
+)
+MASKED = np.ma.masked_array(np.zeros((4, 4), np.uint8), mask=True)
+SCENES["Say what they are: {}.filled(0)."] = (
+    lambda: image(MASKED),
+    lambda: image(MASKED.filled(0)),
+)
+SCENES["Put each into a row of its own."] = (
+    lambda: media_of(["a.mp4", "b.mp4"], "x", to_images, to_video),
+    lambda: items_of(["a.mp4", "b.mp4"], "x"),
 )
 SCENES["Give the page of a model, or its name: owner/name."] = (
     lambda: architecture("hf.co/zai-org"),

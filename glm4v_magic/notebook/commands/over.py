@@ -27,9 +27,18 @@ from glm4v_magic.images import (
     to_images,
 )
 from glm4v_magic.images.files import current_folder, path_of
-from glm4v_magic.images.video import is_video, to_video
+from glm4v_magic.images.video import has_video, is_video, to_video
 from glm4v_magic.images.words import is_lookup, looked_up
-from glm4v_magic.mapping.items import Items, are_images, files_of, is_dataframe, items_of, plan
+from glm4v_magic.mapping.items import (
+    Items,
+    are_images,
+    files_of,
+    is_dataframe,
+    is_table,
+    items_of,
+    plan,
+)
+from glm4v_magic.mapping.row_media import media_of
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.question import (
     clips_of,
@@ -167,11 +176,13 @@ def _found(
     """Find what is asked about; refuses options that do not apply to any of it."""
     items = named_items(arguments.over, names, arguments.page)
     as_images = are_images(prompt, items, raw=arguments.raw)
-    clips = [as_images and is_video(each) for each in items.values]
+    clips = [as_images and has_video(each) for each in items.values]
     shared_clips = clips_of(images, names)
-    with_images = len(images) > len(shared_clips) or (as_images and not all(clips))
-    has_video = bool(shared_clips) or any(clips)
-    parts = video_parts(arguments, None if has_video else "and the rows have none")
+    with_images = len(images) > len(shared_clips) or (
+        as_images and not all(map(is_video, items.values))
+    )
+    is_there_video = bool(shared_clips) or any(clips)
+    parts = video_parts(arguments, None if is_there_video else "and the rows have none")
     _refuse_two_videos(shared_clips, any(clips))
     video, before, after = video_of(context, arguments, images, names)
     _refuse_parts_of_no_image(arguments, with_images)
@@ -196,14 +207,19 @@ def _preview(
     """Show the first row that can be asked; nothing is asked."""
     rows = plan(prompt, found.items, names, raw=arguments.raw)
     row = next(row for row in rows if row.failure is None)
-    is_image = row.is_image and not row.is_video
-    own = found.reader.images(row.item, row.name) if is_image else ()
+    reader, video, before_video = found.reader, found.video, found.before_video
+    own: tuple[SourcedImage, ...] = ()
+    if row.has_video:
+        own, video, before = media_of(row.item, row.name, reader.images, reader.video)
+        before_video = len(found.images) + before
+    elif row.is_image:
+        own = reader.images(row.item, row.name)
     draft = context.session.draft(
         row.prompt,
         list(found.images + own),
-        found.reader.video(row.item, row.name) if row.is_video else found.video,
+        video,
         system=_system(context, arguments),
-        before_video=found.before_video,
+        before_video=before_video,
     )
     show_preview(context, draft, arguments.task)
 
@@ -317,8 +333,12 @@ def _refuse_if_all_failed(context: Context, result: object, name: str | None, bo
     rows = board.rows
     if all(row.failure is not None for row in rows):
         _keep(context, result, name)
-        few = "The only row" if len(rows) == 1 else f"Each of the {len(rows)} rows"
-        raise InputError(f"{few} failed; the first: {worded(rows[0].failure or '', CELL)}")
+        few = (
+            "The only row failed"
+            if len(rows) == 1
+            else f"Each of the {len(rows)} rows failed; the first"
+        )
+        raise InputError(f"{few}: {worded(rows[0].failure or '', CELL)}")
 
 
 def named_items(word: str, names: Mapping[str, Any], page: int | None = None) -> Items:
@@ -366,12 +386,15 @@ def _begun(word: str) -> str:
 
 
 def _column(word: str, names: Mapping[str, Any]) -> Items | None:
-    """Return the items of `word` if it is, or looks like, a column of a DataFrame."""
+    """Return the items of `word` if it is, or looks like, a column of a table."""
     tree = ast.parse(word, mode="eval").body
     if not isinstance(tree, ast.Attribute | ast.Subscript):
         return None
     frame: Any = looked_up(ast.unparse(tree.value), names)
     if not is_dataframe(frame):
+        key = tree.slice if isinstance(tree, ast.Subscript) else None
+        if isinstance(key, ast.Constant) and isinstance(key.value, str) and is_table(frame):
+            return items_of(frame, word, column=key.value)
         return None
     if isinstance(tree, ast.Attribute):
         column: object = tree.attr
