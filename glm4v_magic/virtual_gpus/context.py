@@ -118,6 +118,7 @@ class VirtualGPUs:
         self._machine.watched = partial(operators_watched, self._machine)
         self._undo: ExitStack | None = None
         self._was_entered = False
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         """Put the virtual GPUs in place, for the whole process.
@@ -174,6 +175,7 @@ class VirtualGPUs:
             undo.callback(_active.remove, self)
             _active.append(self)
             self._machine.is_open = True
+            self._thread = threading.current_thread()
             self._undo = undo.pop_all()
 
     def __exit__(
@@ -195,12 +197,18 @@ class VirtualGPUs:
         """End the block and begin it again, so that other virtual GPUs can be used meanwhile.
 
         Tensors on these GPUs stay as they are, and no thread can compute with them until then.
+        Other virtual GPUs that another thread uses are waited for.
+
+        Raises:
+            PlacementError: at the end, if this thread has not ended the others that it began.
         """
         self.close()
         try:
             yield
         finally:
-            _in_use.acquire()
+            if not _in_use.acquire(blocking=False):
+                _refuse_to_wait_for_oneself()
+                _in_use.acquire()
             self._open()
 
     @property
@@ -307,6 +315,15 @@ class VirtualGPUs:
             start(thread)
 
         return start_with_virtual_devices
+
+
+def _refuse_to_wait_for_oneself() -> None:
+    other = active()
+    if other is not None and other._thread is threading.current_thread():
+        raise PlacementError(
+            "Virtual GPUs that were begun within paused() are in use still.",
+            "End them (close()) before that block ends.",
+        )
 
 
 _NO_AMP = "amp_definitely_not_available"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from inspect import unwrap
 from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
@@ -47,16 +48,47 @@ class _Machine(Protocol):
 
 @contextmanager
 def virtual_devices(machine: _Machine) -> Iterator[None]:
-    """Within this thread, ``cuda:k`` is a GPU of `machine`."""
+    """Within this thread, ``cuda:k`` is a GPU of `machine`.
+
+    If another thread leaves the block, as when it collects a generator, the modes stay where they
+    are: each thread has a stack of its own. Those of a closed machine do nothing, and are taken
+    off when their thread enters the next block.
+    """
+    _take_off_closed()
+    entered = ExitStack()
     # torch.tensor(..., device="cuda:1") would fill the tensor in C++, bypassing both modes;
     # this flag of the thread makes it build on the CPU and copy.
-    lifts_cpu_tensors_only = torch._C._only_lift_cpu_tensors()
+    entered.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
     torch._C._set_only_lift_cpu_tensors(True)
+    entered.enter_context(_DispatchMode(machine))
+    mode = entered.enter_context(_FunctionMode(machine))
+    _of_thread.entered.append((mode, entered))
     try:
-        with _DispatchMode(machine), _FunctionMode(machine):
-            yield
+        yield
     finally:
-        torch._C._set_only_lift_cpu_tensors(lifts_cpu_tensors_only)
+        if (mode, entered) in _of_thread.entered:
+            entered.close()
+            _of_thread.entered.remove((mode, entered))
+
+
+class _OfThread(threading.local):
+    """The modes that a thread has entered and not left, the innermost last."""
+
+    def __init__(self) -> None:
+        self.entered: list[tuple[_FunctionMode, ExitStack]] = []
+
+
+_of_thread = _OfThread()
+
+
+def _take_off_closed() -> None:
+    """Take modes of this thread off its stacks whose block was left by another thread."""
+    while _of_thread.entered:
+        mode, entered = _of_thread.entered[-1]
+        if mode.is_open or overrides._get_current_function_mode() is not mode:
+            return
+        entered.close()
+        _of_thread.entered.pop()
 
 
 def operators_watched(machine: _Machine) -> AbstractContextManager[Any]:
@@ -140,6 +172,11 @@ class _FunctionMode(TorchFunctionMode):
         super().__init__()
         self._machine = machine
         self._pinned: WeakKeyDictionary[torch.UntypedStorage, None] = WeakKeyDictionary()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the block of its virtual GPUs is running."""
+        return self._machine.is_open
 
     def __torch_function__(
         self,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,84 @@ def test_leaving_with_a_thread_alive() -> None:
     thread.join(60)
     assert seen[0].tolist() == [2.0, 2.0]
     assert "used after its `with VirtualGPUs(...)` block" in seen[1]
+
+
+def gpus_for_a_while() -> Iterator[torch.Tensor]:
+    with VirtualGPUs("1x1GiB", available=True):
+        yield torch.ones(2, device="cuda:0")
+
+
+def test_a_block_that_another_thread_leaves() -> None:
+    """As when a generator that holds it is closed, or collected, elsewhere."""
+    before = global_state()
+    block = gpus_for_a_while()
+    left = threading.Event()
+    seen: list[Any] = []
+
+    def work() -> None:
+        seen.append(next(block).tolist())
+        assert left.wait(60)
+        # what is left of the block in this thread changes nothing
+        seen.append((torch.ones(2).device.type, torch.tensor([1.0]).tolist()))
+        with VirtualGPUs("2x1GiB"):
+            seen.append(torch.ones(2, device="cuda:1").tolist())
+        seen.append(global_state() == before)
+
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(work)
+        while not seen and not working.done():
+            time.sleep(0.01)
+        try:
+            block.close()
+            assert global_state() == before
+            with VirtualGPUs("1x1GiB"):
+                assert torch.ones(2, device="cuda:0").tolist() == [1, 1]
+            assert global_state() == before
+        finally:
+            left.set()
+        working.result(60)
+    assert seen == [[1, 1], ("cpu", [1]), [1, 1], True]
+
+
+def test_a_block_whose_thread_is_gone() -> None:
+    before = global_state()
+    block = gpus_for_a_while()
+    thread = threading.Thread(target=next, args=(block,))
+    thread.start()
+    thread.join()
+    del block
+    gc.collect()
+    assert global_state() == before
+    with VirtualGPUs("1x1GiB"):
+        assert torch.ones(2, device="cuda:0").tolist() == [1, 1]
+
+
+def test_a_pause_does_not_wait_for_what_its_thread_has_not_ended() -> None:
+    before = global_state()
+    with VirtualGPUs("1x1GiB") as gpus:
+        inner = VirtualGPUs("2x1GiB")
+        said = r"begun within paused\(\) are in use still\. End"
+        with pytest.raises(PlacementError, match=said), gpus.paused():
+            inner.__enter__()
+        inner.close()
+    assert global_state() == before
+
+
+def test_a_pause_waits_for_the_virtual_gpus_of_another_thread() -> None:
+    def work() -> None:
+        with VirtualGPUs("2x1GiB"):
+            begun.set()
+            time.sleep(0.2)
+            done.append(torch.ones(2, device="cuda:1").tolist())
+
+    begun, done = threading.Event(), []
+    with ThreadPoolExecutor(1) as pool, VirtualGPUs("1x1GiB") as gpus:
+        x = torch.ones(2, device="cuda:0")
+        with gpus.paused():
+            working = pool.submit(work)
+            assert begun.wait(60)
+        working.result(60)
+        assert (done, (x + x).tolist()) == ([[1, 1]], [2, 2])
 
 
 def test_threads_of_every_kind_see_the_gpus() -> None:
