@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 import libcst as cst
 import libcst.matchers as m
@@ -225,23 +226,42 @@ class Forward:
         if anchor is None:
             return False
         if anchor.startswith("self."):
-            return self.comes_from(other, anchor.split(".")[1])
-        return anchor in self._names_of(other)
+            return self._stays_with(other, anchor.split("."))
+        return anchor in self._names_of(other, self._reading.start[other])
 
-    def _names_of(self, expression: cst.BaseExpression) -> Iterator[str]:
+    def _stays_with(self, expression: cst.BaseExpression, anchor: list[str]) -> bool:
+        """Tell whether a value is where `self.<name>`, or a weight of it, is.
+
+        That is, whether it is this parameter or the output of this layer, and not moved since. A
+        layer within the submodule (`self.mlp.fc1.weight`) may be on another GPU than its output.
+        """
+        inner = _without_activation(expression)
+        while (down := _one_down(inner)) is not inner:
+            if _may_move(inner) or len(anchor) > 3:
+                return False
+            if m.matches(inner, m.Attribute(m.Name("self"), m.Name(anchor[1]))):
+                return True
+            inner = _without_activation(down)
+        values = [a.value for a in self._assignments_of(inner)] if _is_name(inner) else []
+        return bool(values) and all(each and self._stays_with(each, anchor) for each in values)
+
+    def _names_of(self, expression: cst.BaseExpression, used_at: int) -> Iterator[str]:
         """Yield the variables that hold a value: itself, and those it is a plain copy of."""
         if isinstance(expression, cst.NamedExpr):
             expression = expression.target
         yield code_of(expression)
         if isinstance(expression, cst.Name):
             assignments = self._assignments_of(expression)
-            if len(assignments) == 1 and isinstance(assignments[0].value, cst.Name):
-                yield from self._names_of(assignments[0].value)
+            if len(assignments) != 1 or not isinstance(assignments[0].value, cst.Name):
+                return
+            copied, copied_at = assignments[0].value, assignments[0].end
+            if not self._assigned_between(copied.value, copied_at, used_at):
+                yield from self._names_of(copied, used_at)
 
     def moved_to(self, expression: cst.BaseExpression) -> str | None:
         """Return the variable (or submodule) to whose device an expression was moved, as code.
 
-        ``None`` if it was not moved, or if that variable was assigned again since.
+        ``None`` if it was not moved, or moved on since, or if that variable was assigned again.
         """
         return self._moved_to(expression, self._reading.start[expression])
 
@@ -252,6 +272,8 @@ class Forward:
             if anchor is not None:
                 moved_at = self._reading.start[inner]
                 return None if self._assigned_between(anchor, moved_at, used_at) else anchor
+            if _may_move(inner):
+                return None
             inner = _one_down(inner)
         if not isinstance(inner, cst.Name):
             return None
@@ -289,6 +311,30 @@ def _anchor_of_to(call: cst.BaseExpression) -> str | None:
     return None
 
 
+_MOVES = m.Name("cuda") | m.Name("cpu") | m.Name("type_as")
+_MAY_MOVE = m.Name("to") | m.Name("type") | _MOVES
+_DTYPE = (
+    m.Attribute(attr=m.Name("dtype"))
+    | m.Name("dtype")
+    | m.Attribute(
+        m.Name("torch"), m.Name(m.MatchRegex(r"b?float\w*|half|double|u?int\d+|long|bool"))
+    )
+)
+_NO_DEVICE = frozenset({"dtype", "non_blocking", "copy", "memory_format"})
+
+
+def _may_move(call: cst.BaseExpression) -> bool:
+    """Tell whether a call may move its object: `.cuda()`, `.to(...)` of more than a dtype."""
+    if not m.matches(call, m.Call(func=m.Attribute(attr=_MAY_MOVE))):
+        return False
+    assert isinstance(call, cst.Call)
+    named = {each.keyword.value for each in call.args if each.keyword is not None}
+    first = next((each.value for each in call.args if each.keyword is None), None)
+    if m.matches(call.func, m.Attribute(attr=_MOVES)) or named - _NO_DEVICE:
+        return True
+    return first is not None and not m.matches(first, _DTYPE)
+
+
 def _one_down(expression: cst.BaseExpression) -> cst.BaseExpression:
     """Return the object of a method call, an attribute or a subscript, else `expression`."""
     if isinstance(expression, cst.Call):
@@ -305,6 +351,24 @@ def _without_dropout(expression: cst.BaseExpression) -> cst.BaseExpression:
         assert isinstance(expression, cst.Call)
         return expression.args[0].value
     return expression
+
+
+_ACTIVATION = m.Name(m.MatchRegex(r"(\w*_)?(act\w*|gelu|silu|dropout)"))
+
+
+def _without_activation(expression: cst.BaseExpression) -> cst.BaseExpression:
+    """Return `x` of `self.act(x)` and the like, which have no weights and so are where `x` is."""
+    while m.matches(
+        expression,
+        m.Call(func=_ACTIVATION | m.Attribute(attr=_ACTIVATION), args=[m.AtLeastN(n=1)]),
+    ):
+        assert isinstance(expression, cst.Call)
+        expression = expression.args[0].value
+    return expression
+
+
+def _is_name(expression: cst.BaseExpression) -> TypeGuard[cst.Name]:
+    return isinstance(expression, cst.Name)
 
 
 def root_of(expression: cst.BaseExpression) -> cst.BaseExpression:

@@ -329,6 +329,95 @@ def test_a_move_that_may_be_skipped_does_not_count(before):
     assert b"return middle + thought" in edit_visual(always).source
 
 
+MOVED_ON = {
+    "to a device": "seen.to(tokens.device).to('cuda:0')",
+    "to a device by keyword": "seen.to(tokens.device).to(device='cuda:0')",
+    "to a device and a type": "seen.to(tokens.device).to('cuda:0', tokens.dtype)",
+    "to a variable": "seen.to(tokens.device).to(home)",
+    "cuda": "seen.to(tokens.device).cuda()",
+    "cuda, not blocking": "seen.to(tokens.device).cuda(non_blocking=True)",
+    "cpu": "seen.to(tokens.device).cpu()",
+    "type": "seen.to(tokens.device).type('torch.cuda.FloatTensor')",
+    "type of another": "seen.to(tokens.device).type_as(self.scale)",
+    "to another": "seen.to(tokens.device).to(self.scale)",
+    "with more between": "seen.to(tokens.device)[:].contiguous().cuda().float()",
+    "in two statements": "seen.to(tokens.device)\n        seen = seen.cuda()",
+    "perhaps": "seen.to(tokens.device)\n        if home:\n            seen = seen.cuda()",
+    "with the variable": "seen.to(tokens.device)\n        tokens = tokens.cuda()",
+    "under another name": "seen.to(tokens.device)\n        seen = (moved := seen).cuda()",
+}
+
+
+@pytest.mark.parametrize("last", MOVED_ON.values(), ids=MOVED_ON)
+def test_a_move_that_another_one_undoes_does_not_count(last):
+    revised = replaced(
+        VISUAL, {"middle = tokens + seen": f"seen = {last}\n{' ' * 8}middle = tokens + seen"}
+    )
+    result = edit_visual(revised)
+    assert not any(site.consistent for site in result.sites)
+    assert b"middle = tokens.to(seen.device) + seen" in result.source
+    assert all(site.consistent for site in edit_visual(result.source).sites)
+
+
+@pytest.mark.parametrize(
+    "then",
+    ["", ".to(tokens.dtype)", ".to(torch.float32)", ".to(dtype=tokens.dtype, copy=True)", ".half()",
+     ".type(torch.bfloat16)", "[:].contiguous()"],
+)  # fmt: skip
+@pytest.mark.parametrize("first", ["", ".cuda()", ".to('cpu')"])
+def test_the_last_move_counts(first, then):
+    moved = f"middle = tokens + seen{first}.to(tokens.device){then}"
+    result = edit_visual(replaced(VISUAL, {"middle = tokens + seen": moved}))
+    states = {site.what: site.consistent for site in result.sites}
+    assert states["residual add after the attention"]
+    assert moved.encode() in result.source
+
+
+def test_a_copy_of_a_variable_that_moved_since_is_not_where_it_is():
+    before = (
+        "stream = tokens\n        tokens = tokens.cuda()\n        seen = seen.to(tokens.device)"
+    )
+    revised = replaced(
+        VISUAL, {"middle = tokens + seen": f"{before}\n        middle = stream + seen"}
+    )
+    result = edit_visual(revised)
+    assert not any(site.consistent for site in result.sites)
+    assert b"middle = stream.to(seen.device) + seen" in result.source
+
+
+@pytest.mark.parametrize(
+    ("site", "changes", "edited"),
+    [
+        (
+            "residual add after the MLP",
+            {"middle + thought": "middle.to(self.mlp.fc1.weight.device) + thought"},
+            "middle.to(self.mlp.fc1.weight.device).to(thought.device) + thought",
+        ),
+        (
+            "residual add after the attention",
+            {"tokens + seen": "tokens.to(self.attention.weight.device) + seen"},
+            "tokens.to(self.attention.weight.device).to(seen.device) + seen",
+        ),
+        (
+            "product of gate_proj and dense_h_to_4h",
+            {
+                "self.act2(self.gate_proj(features)) * self.dense_h_to_4h(features)": (
+                    "self.act2(self.gate_proj(features).cuda()) * "
+                    "self.dense_h_to_4h(features).to(self.gate_proj.weight.device)"
+                )
+            },
+            ".to(self.gate_proj.weight.device).to(gate.device)",
+        ),
+    ],
+    ids=["a layer within", "a layer before", "a layer's output moved on"],
+)
+def test_a_move_to_a_weight_counts_where_the_other_operand_is_of_it(site, changes, edited):
+    result = edit_visual(replaced(VISUAL, changes))
+    states = {found.what: found.consistent for found in result.sites}
+    assert not states[site]
+    assert edited.encode() in result.source
+
+
 def test_a_move_of_the_type_only_does_not_count():
     revised = replaced(VISUAL, {"tokens + seen": "tokens + seen.to(tokens.dtype)"})
     result = edit_visual(revised)
