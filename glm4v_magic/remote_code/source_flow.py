@@ -312,7 +312,7 @@ def _anchor_of_to(call: cst.BaseExpression) -> str | None:
 
 
 _MOVES = m.Name("cuda") | m.Name("cpu") | m.Name("type_as")
-_MAY_MOVE = m.Name("to") | m.Name("type") | _MOVES
+_MAY_MOVE = m.Name("to") | m.Name("type")
 _DTYPE = (
     m.Attribute(attr=m.Name("dtype"))
     | m.Name("dtype")
@@ -325,12 +325,14 @@ _NO_DEVICE = frozenset({"dtype", "non_blocking", "copy", "memory_format"})
 
 def _may_move(call: cst.BaseExpression) -> bool:
     """Tell whether a call may move its object: `.cuda()`, `.to(...)` of more than a dtype."""
+    if m.matches(call, m.Call(func=m.Attribute(attr=_MOVES))):
+        return True
     if not m.matches(call, m.Call(func=m.Attribute(attr=_MAY_MOVE))):
         return False
     assert isinstance(call, cst.Call)
     named = {each.keyword.value for each in call.args if each.keyword is not None}
     first = next((each.value for each in call.args if each.keyword is None), None)
-    if m.matches(call.func, m.Attribute(attr=_MOVES)) or named - _NO_DEVICE:
+    if named - _NO_DEVICE:
         return True
     return first is not None and not m.matches(first, _DTYPE)
 
