@@ -19,7 +19,7 @@ Where only the size of a GPU is known, the highest overhead of GPUs of that size
 
 from __future__ import annotations
 
-__all__ = ["cuda_overhead"]
+__all__ = ["context_within", "cuda_overhead"]
 
 _MIB = 2**20
 _GIB = 2**30
@@ -51,10 +51,19 @@ def cuda_overhead(
         multiprocessors: how many it has.
         context_bytes: what context and kernels of this process hold already, which is the least.
     """
-    workspaces = 64 * _MIB if capability is None or capability >= (9, 0) else 10 * _MIB
+    workspaces = _workspaces(capability)
     taken = 0 if context_bytes is None else context_bytes + workspaces
     if capability is None or multiprocessors is None:
         by_size = _SMALLEST + _PER_GIB * memory_bytes // _GIB
         return max(min(by_size, _LARGEST), taken)
     threads = next(threads for first, threads in _THREADS if capability >= first)
     return max(multiprocessors * threads * _PER_THREAD + _KERNELS + workspaces, taken)
+
+
+def context_within(overhead_bytes: int, capability: tuple[int, int] | None = None) -> int:
+    """Return the context and kernels with which `cuda_overhead` is at least `overhead_bytes`."""
+    return max(overhead_bytes - _workspaces(capability), 0)
+
+
+def _workspaces(capability: tuple[int, int] | None) -> int:
+    return 64 * _MIB if capability is None or capability >= (9, 0) else 10 * _MIB

@@ -324,13 +324,24 @@ def _refuse_contradictions(made: Plan, options: PlacementOptions, names: Sequenc
     """Raise OptionError if an option that is given differs from that of a plan."""
     for name in names:
         asked, planned = getattr(options, name), _of_plan(made, name)
-        if asked not in (OPTIONS[name].default, planned):
+        if asked != OPTIONS[name].default and not _is_same(name, asked, planned, made):
             was = "without" if planned == OPTIONS[name].default else f"with {_shown(planned)}"
             raise OptionError(
                 f"{name} is {_shown(asked)}, but the plan was made {was}.",
                 "Leave it out, or make a new plan.",
                 option=name,
             )
+
+
+def _is_same(name: str, asked: Any, planned: Any, made: Plan) -> bool:
+    """Tell whether two values of an option mean the same for the GPUs of a plan."""
+    if name == "pin":
+        return dict(asked) == dict(planned)
+    if name != "max_memory" or planned is None:
+        return bool(asked == planned)
+    gpus = sorted(stage.gpu for stage in made.stages if stage.gpu is not None)
+    one, other = PlacementOptions(max_memory=asked), PlacementOptions(max_memory=planned)
+    return one.memory_of(gpus) == other.memory_of(gpus) and one.host_memory == other.host_memory
 
 
 def _of_plan(made: Plan, name: str) -> object:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 
-from glm4v_magic.core.gpu_models import capability_of
+from glm4v_magic.core.gpu_models import capability_of, gpu_model
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model_shape import ModelShape
+from glm4v_magic.core.overhead import context_within
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.stage import Stage
@@ -56,15 +57,26 @@ def capacities(made: Plan, gpus: Sequence[GPU]) -> dict[int, int]:
 
 def planned_gpus(made: Plan) -> tuple[GPU, ...]:
     """Return the GPUs that a plan was made for, as far as it tells."""
+    stages = sorted(made.stages, key=lambda stage: stage.gpu or 0)
     return tuple(
-        GPU(
-            stage.gpu,
-            stage.name,
-            _size(stage.capacity_bytes or 0, made.limits.reserve),
-            capability=FP8_FROM if made.workload.fp8 else capability_of(stage.name),
-        )
-        for stage in sorted(made.stages, key=lambda stage: stage.gpu or 0)
+        _planned(stage, stage.gpu, made.limits.reserve, is_fp8=made.workload.fp8)
+        for stage in stages
         if stage.gpu is not None
+    )
+
+
+def _planned(stage: Stage, index: int, reserve: float | None, *, is_fp8: bool) -> GPU:
+    size = _size(stage.capacity_bytes or 0, reserve)
+    model = gpu_model(stage.name, size)
+    capability = FP8_FROM if is_fp8 else capability_of(stage.name)
+    return GPU(
+        index,
+        stage.name,
+        size,
+        capability=capability,
+        multiprocessors=None if model is None else model.multiprocessors,
+        # a limit hides the size of the GPU, which tells the overhead
+        context_bytes=context_within(stage.overhead_bytes, capability) if stage.units else None,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.core.errors import DoesNotFitError
+from glm4v_magic.core.errors import DoesNotFitError, OptionError
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.room import room_for_kept
@@ -130,10 +130,43 @@ def test_a_dtype_that_was_asked_for_is_kept():
     assert on("2xT4", made("2x16GiB"), dtype="bfloat16").dtype == "bfloat16"
 
 
+@pytest.mark.parametrize("gpus", ["2x24GiB", "2xRTX-3090", "A100-80GB+RTX-3090", "H100+40GiB"])
 @pytest.mark.parametrize("options", [{}, {"reserve": 2.0}, {"max_memory": 18}])
-def test_without_gpus_a_plan_is_tried_on_gpus_that_leave_it_as_much(options):
-    plan = made("2x24GiB", objective="balance", **options)
-    gpus = planned_gpus(plan)
-    found = capacities(plan, gpus)
+def test_without_gpus_a_plan_is_tried_on_gpus_like_those_it_was_made_for(gpus, options):
+    plan = made(gpus, objective="balance", **options)
+    found = planned_gpus(plan)
+    sizes = capacities(plan, found)
     for stage in plan.stages:
-        assert 0 <= found[stage.gpu] - stage.capacity_bytes <= 1
+        gpu = found[stage.gpu]
+        assert 0 <= sizes[gpu.index] - stage.capacity_bytes <= 1
+        assert gpu.overhead_bytes == stage.overhead_bytes
+
+
+@pytest.mark.parametrize(
+    ("planned", "same", "other"),
+    [
+        (
+            {"pin": {"vision": 0, "head": 1}},
+            [{"pin": {"head": 1, "vision": 0}}],
+            [{"pin": {"vision": 0}}, {"pin": {"vision": 1, "head": 0}}],
+        ),
+        (
+            {"max_memory": {0: "20GiB", 1: "20GiB", "cpu": "30GiB"}},
+            [{"max_memory": {"cpu": "30GiB", 1: "20GiB", 0: "20GiB"}}],
+            [{"max_memory": 20}, {"max_memory": {0: "20GiB", "cpu": "30GiB"}}],
+        ),
+        (
+            {"max_memory": 20},
+            [{"max_memory": (20, 20)}, {"max_memory": {1: "20GiB", 0: "20GiB"}}],
+            [{"max_memory": 19}, {"max_memory": (20, 19)}],
+        ),
+        ({}, [], [{"max_memory": 20}, {"pin": {"vision": 0}}]),
+    ],
+)
+def test_an_option_beside_a_plan_may_be_written_in_another_way(planned, same, other):
+    plan = made("2x24GiB", **planned)
+    for options in same:
+        assert on("2x24GiB", plan, **options).plan == plan
+    for options in other:
+        with pytest.raises(OptionError, match="but the plan was made with"):
+            on("2x24GiB", plan, **options)
