@@ -70,8 +70,11 @@ def test_it_fits_a_small_page_and_every_part_can_be_seen(page, number):
 
 
 CUT = """() => [...document.querySelectorAll('.jp-OutputArea-output')]
-    .filter(each => each.scrollWidth > each.clientWidth + 1)
-    .map(each => each.textContent.trim().slice(0, 60))"""
+    .flatMap(each => [each, ...each.querySelectorAll('select, input, button, img')]
+        .filter(part => part === each ? each.scrollWidth > each.clientWidth + 1
+            : part.offsetParent && part.getBoundingClientRect().right
+                > each.getBoundingClientRect().right + 1))
+    .map(each => each.outerHTML.slice(0, 100))"""
 
 
 def test_nothing_is_wider_than_the_page_of_a_phone(page):

@@ -95,14 +95,14 @@ class DeviceTool:
         self._make_controls(options)
         self._html, self._copy, self._outcome = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self._outcome.layout.max_height = "40em"
-        pin = widgets.HBox([self._unit, self._gpu])
+        wrap = widgets.Layout(flex_flow="row wrap", display="flex", max_width="100%")
+        pin = widgets.Box([self._unit, self._gpu], layout=wrap)
         self._pins = widgets.Box(layout=widgets.Layout(flex_flow="row wrap", display="flex"))
         self._before: Occupancy | None = None
         rows = [
             self._gpus, self._context, self._images, self._objective, self._dtype,
             self._quantize, pin, self._split, self._offload, self._table,
         ]  # fmt: skip
-        wrap = widgets.Layout(flex_flow="row wrap", display="flex")
         self.live = Live(
             [
                 widgets.Box(rows, layout=wrap),
