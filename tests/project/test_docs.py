@@ -518,6 +518,60 @@ def test_on_a_phone_no_page_is_too_wide_and_no_name_is_broken_within_a_word(serv
         page.close()
 
 
+# What the theme's worker of the search finds: the sections, the best first.
+SEARCH = """async queries => {
+    const config = JSON.parse(document.getElementById("__config").textContent);
+    const worker = new Worker(new URL(config.search, location.href));
+    const ask = message => new Promise((done, fail) => {
+        worker.onmessage = event => done(event.data.data);
+        worker.onerror = fail;
+        worker.postMessage(message);
+    });
+    const base = new URL(`${config.base}/`, location.href);
+    const index = await (await fetch(new URL("search/search_index.json", base))).json();
+    await ask({type: 0, data: {...index, options: {suggest: false}}});
+    const found = [];
+    for (const query of queries) {
+        const {items} = await ask({type: 2, data: query});
+        const sections = items.flat().sort((one, other) => other.score - one.score);
+        found.push(sections.map(each => [each.location, each.title.replace(/<[^>]+>/g, "")]));
+    }
+    worker.terminate();
+    return found;
+}"""
+BEST = 5
+
+
+@pytest.mark.browser
+def test_the_search_finds_options_and_the_messages_that_name_them(served):
+    browser, address = served
+    page = browser.new_page()
+    try:
+        page.goto(f"{address}/errors/messages/")
+        options = sorted(set(options_in(ANSWER_OPTIONS)) | {"-q", "-o", "--gpus", "--objective"})
+        found = dict(zip(options, page.evaluate(SEARCH, options), strict=True))
+        told = {"commands/", "options/", "planning/", "settings/"}
+        lost = [
+            option
+            for option, sections in found.items()
+            if not any(place.partition("#")[0] in told for place, _ in sections)
+        ]
+        assert len(found) > 20
+        assert lost == []
+
+        messages = [each for each in MESSAGES["messages"]() if "--" in each.what + each.hint]
+        assert len(messages) > 30
+        shown = [f"{each.what} {each.hint}" for each in messages]
+        for message, sections in zip(messages, page.evaluate(SEARCH, shown), strict=True):
+            titles = [html.unescape(title) for _, title in sections]
+            best = titles[:BEST] if "--" in message.what else titles
+            assert message.what in best, message
+        (both,) = page.evaluate(SEARCH, ['"no such --gpus"'])
+        assert len(both) < len(found["--gpus"])  # those that have all of the words
+    finally:
+        page.close()
+
+
 @pytest.mark.browser
 def test_the_first_plan_is_there_before_python_is(served, site):
     browser, address = served
