@@ -49,6 +49,9 @@ def rgba_of(content: bytes, size: tuple[int, int]) -> bytearray:
 
 @functools.cache
 def _library() -> Any:
+    # Asked for its version, Pillow loads it with what it needs, which ctypes does not find.
+    if features.version_module("webp") is None:
+        return None
     return library("webp", _FUNCTIONS, _is_of_pillow)
 
 

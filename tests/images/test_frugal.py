@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import io
 import json
 import os
@@ -30,6 +31,10 @@ CHEAP = (
     "lossless WebP", "clear lossless WebP", "animated WebP", "JPEG 2000", "tiled JPEG 2000",
 )  # fmt: skip
 SMALL = ("JPEG 2000", "clear JPEG 2000", "grey JPEG 2000", "tiled JPEG 2000")
+WITH_AVIF = pytest.mark.skipif(
+    importlib.util.find_spec("PIL._avif") is None, reason="Pillow has none before 11.3"
+)
+KINDS = ["WEBP", pytest.param("AVIF", marks=WITH_AVIF)]
 MOVING = {"animated WebP": 0.1}
 """Strips, and what the interpreter takes meanwhile, beside what is 4 times the pixels already."""
 
@@ -97,7 +102,7 @@ class TestFrugal:
     @pytest.mark.parametrize("multiplied", [False, True])
     @pytest.mark.parametrize("page", [None, 1, 2])
     @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-    @pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+    @pytest.mark.parametrize("kind", KINDS)
     def test_frames(self, kind, mode, page, multiplied):
         image = gradients(mode)
         options = {"alpha_premultiplied": True} if multiplied else {}
@@ -121,11 +126,12 @@ class TestFrugal:
         moving = b"WEBP" + canvas + b"ANIM" + struct.pack("<IIH", 6, 0, 0) + frame
         assert_read_as_by_pillow(b"RIFF" + struct.pack("<I", len(moving)) + moving, within=0)
 
-    @pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+    @pytest.mark.parametrize("kind", KINDS)
     def test_with_a_pillow_whose_libraries_cannot_be_reached(self, kind, monkeypatch):
         monkeypatch.setattr(libwebp, "is_still", lambda head: False)
         assert_read_as_by_pillow(encoded(gradients("RGBA"), kind))
 
+    @WITH_AVIF
     def test_avif_that_cannot_be_taken_apart(self):
         image = gradients("RGBA")
         content = encoded(image, "AVIF", save_all=True, append_images=[image.rotate(90)])
@@ -140,6 +146,7 @@ class TestFrugal:
         assert "of such files of AVIF" in said
         assert "at most 2.67 are read" in said
 
+    @WITH_AVIF
     @pytest.mark.parametrize("at", range(0, 400, 7))
     def test_boxes_of_avif_that_are_damaged(self, at):
         content = bytearray(encoded(gradients("RGBA"), "AVIF"))
@@ -147,13 +154,13 @@ class TestFrugal:
         for cut in (content, content[: at + 4]):
             layers(io.BytesIO(cut))  # raises nothing
 
-    @pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+    @pytest.mark.parametrize("kind", KINDS)
     def test_they_are_upright(self, kind):
         image, turned = Image.new("RGB", (40, 20), RED), Image.Exif()
         turned[0x0112] = 6
         assert to_image(encoded(image, kind, exif=turned), "x").original_size == (20, 40)
 
-    @pytest.mark.parametrize("kind", ["WEBP", "AVIF", "DDS"])
+    @pytest.mark.parametrize("kind", [*KINDS, "DDS"])
     def test_cut_short(self, kind):
         content = encoded(Image.radial_gradient("L").convert("RGBA"), kind)
         assert "x " in error_of(to_image, content[: len(content) // 2], "x")
