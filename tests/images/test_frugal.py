@@ -235,6 +235,8 @@ class TestJpeg2000:
         assert srgb in content
         path = tmp_path / "x.jp2"
         path.write_bytes(content.replace(srgb, srgb[:-4] + struct.pack(">I", space)))
+        if space == 12 and Image.open(io.BytesIO(path.read_bytes())).mode != "CMYK":
+            pytest.skip("this Pillow takes inks for colours")
         assert_areas_are_as_by_pillow(path)
 
     @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
