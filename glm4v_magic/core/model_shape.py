@@ -58,6 +58,7 @@ class Activation:
         tower_casts: likewise, of what was cast from float32, which is none in a model in float32.
         pair_bytes: bytes alive at the peak per pair of tokens of a row.
         batched_pair_bytes: likewise, of what is copied for each token if there are several rows.
+        text_bytes: bytes alive at the peak per cache entry of all rows, whatever `tokens` counts.
         chunk: number of tokens that a row is padded to a multiple of, for `extra_bytes`.
         chosen: number of tokens of its row that a token chooses, at most.
         chosen_bytes: bytes alive at the peak for each of these.
@@ -78,6 +79,7 @@ class Activation:
     tower_casts: int = 0
     pair_bytes: float = 0
     batched_pair_bytes: float = 0
+    text_bytes: int = 0
     chunk: int = 1
     chosen: int = 0
     chosen_bytes: int = 0

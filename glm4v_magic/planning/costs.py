@@ -70,7 +70,7 @@ _BLOCK_4BIT = 64  # values per absmax, bitsandbytes' default
 _FLOAT32 = 4
 _INT32 = 4
 _ENDLESS = 10**18  # tokens
-_POSITIONS = 3 * 8  # int64, of time, height and width
+_INDICES = 9 * 8  # int64: id, mask and type of a token, and twice its positions on three axes
 _FLOAT16 = 2
 _INT64 = 8
 _OF_LOOP = 12  # the new token, its position, whether the row has ended, and their copies
@@ -199,7 +199,7 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
             alive = count * (a.values * size + casts) + int(pairs * of_pair)
             if count:
                 alive += a.fixed_values * size + (0 if size == _FLOAT32 else a.fixed_casts)
-            alive += max(count, padded) * a.extra_bytes
+            alive += max(count, padded) * a.extra_bytes + counts["text"] * a.text_bytes
             alive += count * min(a.chosen, row) * a.chosen_bytes
             alive += count * a.masked_values * size if mask else 0
             if unit.kind == "text_layer" and a.tokens == "row":
@@ -304,7 +304,7 @@ def _quantized_product(
     """
     most = 0
     for product in unit.products if quantize else ():
-        alive = entries * (product.values * size + _POSITIONS)
+        alive = entries * (product.values * size + _INDICES)
         if quantize == "4bit":
             alive += product.rows * product.columns * size
         else:
@@ -393,7 +393,7 @@ def patch_embedding(hidden: int, pixels: int, positions: int) -> Activation:
     )
 
 
-def inputs(vocabulary: int, token_bytes: int) -> tuple[Activation, Activation]:
+def inputs(vocabulary: int, held: int, in_step: int) -> tuple[Activation, Activation]:
     """On the device of the inputs, to which the logits of the last token of each row return.
 
     They are alive in the model's dtype and, twice, in float32, beside the state of the decode loop,
@@ -401,13 +401,19 @@ def inputs(vocabulary: int, token_bytes: int) -> tuple[Activation, Activation]:
 
     Args:
         vocabulary: number of tokens.
-        token_bytes: bytes per token of what `generate` keeps there in a decode step: ids, mask and
-            positions, some of them before and after the new token is appended.
+        held: bytes per token of what `generate` keeps there: ids, mask and positions.
+        in_step: bytes per token beside these in a decode step, which has them before and after the
+            new token is appended.
     """
     loop = _OF_LOOP * _INT64
     return (
-        Activation("text", held_bytes=token_bytes),
-        Activation("row", vocabulary, extra_bytes=2 * _FLOAT32 * vocabulary + loop),
+        Activation("text", held_bytes=held),
+        Activation(
+            "row",
+            vocabulary,
+            extra_bytes=2 * _FLOAT32 * vocabulary + loop,
+            text_bytes=in_step,
+        ),
     )
 
 

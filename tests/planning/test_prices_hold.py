@@ -237,7 +237,18 @@ NO_IMAGES = {"images": 0, "context": 1000}
     [
         ("GLM-OCR", NO_IMAGES | {"dtype": "float32", "batch": 1}),
         ("GLM-OCR", {"quantize": "8bit"}),
+        ("GLM-OCR", {"images": 0, "context": 131_072, "batch": 1, "quantize": "8bit"}),
         ("GLM-4V-9B", NO_IMAGES),
+        pytest.param(
+            "GLM-4.6V-Flash",
+            {"images": 2, "context": 131_072, "batch": 1, "quantize": "8bit", "image_size": 448},
+            marks=pytest.mark.nightly,
+        ),
+        pytest.param(
+            "GLM-4.5V",
+            {"images": 1, "context": 65_536, "batch": 1, "image_size": 1120},
+            marks=pytest.mark.nightly,
+        ),
         *(
             pytest.param(name, changed, marks=pytest.mark.nightly)
             for name in SHALLOW

@@ -24,9 +24,11 @@ _ROTARY = 18
 """Bytes per token and rotated value while cosines and sines are made: in float32, with the angles
 of half the values, what is joined of them, and sines before and after they are scaled."""
 _FREQUENCIES = 2  # those in use and those of the configuration, one for each pair of values
-_OF_INPUT = 7 * 8
-"""Bytes per token in a decode step, where the inputs are: its id before and after the new one is
-appended, its mask, and its position before, after and while padding is left out, int64."""
+_OF_INPUT = 4 * 8
+"""Bytes per token where the inputs are: its id twice, its mask and its position, int64."""
+_IN_STEP = 5 * 8
+"""Bytes per token beside these in a decode step: its id and its position with the new token, the
+position before, and twice what is counted of the mask."""
 _OF_TOKEN = 4 * 8  # bytes per token besides its vectors: id, mask, and its position twice, int64
 
 
@@ -87,7 +89,7 @@ def _vision_units(config: Mapping[str, Any], vision: Mapping[str, Any]) -> Itera
             costs.gated_projection(text, ffn),
             Activation("visual", held_values=text),
             costs.images(vision["in_channels"] * vision["image_size"] ** 2),
-            *costs.inputs(config["padded_vocab_size"], _OF_INPUT),
+            *costs.inputs(config["padded_vocab_size"], _OF_INPUT, _IN_STEP),
         ),
     )
 

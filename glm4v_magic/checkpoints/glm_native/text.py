@@ -258,10 +258,10 @@ def _experts(text: Mapping[str, Any]) -> Activation:
     input and the experts' results (2 x hidden), the weighted results in two orders in float32
     (2 x hidden: the router's weights are float32), five int64 of sorting; per token the layer's
     input, the residual and the normed residual (3 x hidden), the router's logits in float32, cos
-    and sin (2 x rotary).
+    and sin (2 x rotary) and the int64 position.
     """
     wide, chosen = text["hidden_size"], text["num_experts_per_tok"]
     per_expert = 2 * _FLOAT32 * wide + 5 * _INT64
-    logits = _FLOAT32 * text["n_routed_experts"]
+    logits = _FLOAT32 * text["n_routed_experts"] + _INT64
     values = (2 * chosen + 3) * wide + 2 * _rotary(text)
     return Activation("text", values, extra_bytes=chosen * per_expert + logits)

@@ -19,9 +19,12 @@ KEPT_VISUAL = 3
 _FLOAT32 = 4
 _INT32 = 4
 _INT64 = 8
-_OF_INPUT = 2 * (_INT64 + _INT32 + 4 * _INT64) + 3 * _INT64
-"""Bytes per token in a decode step, where the inputs are: its id, type and positions on four axes
-before and after the new token is appended; its mask, and twice what is counted of it."""
+_OF_INPUT = 3 * _INT64 + _INT32 + 4 * _INT64
+"""Bytes per token where the inputs are: its id twice, its mask, type and positions on four axes."""
+
+_IN_STEP = 2 * (_INT32 + 4 * _INT64) + 2 * _INT64
+"""Bytes per token beside these in a decode step: its type and positions, before and after the new
+token is appended, and twice what is counted of the mask."""
 
 
 def vision_units(
@@ -86,7 +89,7 @@ def _patch_embedding(vision: Mapping[str, Any], vocabulary: int, *, is_plain: bo
             Activation("patch", wide, extra_bytes=2 * _angles(vision))
             if is_plain
             else _positions_added(vision, table),
-            *costs.inputs(vocabulary, _OF_INPUT),
+            *costs.inputs(vocabulary, _OF_INPUT, _IN_STEP),
         ),
     )
 
