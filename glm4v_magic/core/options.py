@@ -512,7 +512,7 @@ class PlacementFields:
         _PLACED,
         **_AT_LEAST_ONE,
         metavar="N",
-        unset="the model's longest",
+        unset="the model's longest, or the longest that fits,",
         example="8192",
     )
     images: int = option(

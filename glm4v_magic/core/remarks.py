@@ -194,6 +194,9 @@ COMMON: Mapping[str, str] = {
         "Nothing tells the memory bandwidth of {gpus}; for the choice it counts as that of the "
         "slowest GPU that is known, and all count alike if none is. 24GiB@936GB/s would tell it."
     ),
+    "context_shortened": (
+        "Planned for {context:,} tokens of context: the {longest:,} of the model do not fit."
+    ),
     "shorter_context_fits": (
         "a context of {context:,} fits ({option:context={context}}; fullest GPU {fullness})"
     ),

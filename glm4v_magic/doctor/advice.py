@@ -15,7 +15,7 @@ from glm4v_magic.core.wording import counted, readable_bytes
 from glm4v_magic.doctor.facts import Facts
 from glm4v_magic.doctor.finding import Finding
 from glm4v_magic.planning.costs import price
-from glm4v_magic.planning.held import held_plan
+from glm4v_magic.planning.held import USEFUL_CONTEXT, held_plan, longest_context
 from glm4v_magic.planning.plan import Plan, plan
 from glm4v_magic.planning.precision import Precision, precision
 from glm4v_magic.planning.search import HEADROOM, Task, best_split, offloaded_split
@@ -38,7 +38,7 @@ _NO_FASTER = (
 
 
 def fit(facts: Facts) -> Finding:
-    """Judge whether the model fits at its longest context, and if not, what would help."""
+    """Judge whether the model fits in the context that a load plans for, or what would help."""
     shape = facts.shape
     model = _model(shape, _held(facts))
     if not facts.gpus and facts.found_gpus:
@@ -65,9 +65,10 @@ def _held(facts: Facts) -> Precision:
 
 
 def _workload(facts: Facts) -> Workload:
-    """Return the workload of a plan without options."""
+    """Return the least that a plan without options is for."""
     held = _held(facts)
-    return Workload(dtype=held.dtype, fp8=held.fp8)
+    context = min(facts.shape.max_context, USEFUL_CONTEXT)
+    return Workload(context, dtype=held.dtype, fp8=held.fp8)
 
 
 def _summary(found: Plan) -> str:
@@ -81,23 +82,37 @@ def _used(found: Plan) -> list[Stage]:
 
 
 def _on_cpu(facts: Facts) -> Finding:
-    work = _workload(facts)
+    shape, work, host = facts.shape, _workload(facts), facts.host_bytes
+
+    def needed(context: int) -> int:
+        stages = plan(shape, (), replace(work, context=context)).stages
+        return sum(stage.total_bytes for stage in stages)
+
     try:
-        stages = plan(facts.shape, (), work).stages
+        size = needed(shape.max_context)
     except OptionError as error:
-        found = f"{facts.shape.name} does not run on this CPU"
+        found = f"{shape.name} does not run on this CPU"
         return Finding(_SUBJECT, "fail", found, error.what, error.hint)
-    needed = sum(stage.total_bytes for stage in stages)
-    found = f"{facts.shape.name} in {work.dtype} takes {readable_bytes(needed)} on the CPU"
-    if needed < _QUICK_ON_CPU:
+    context = shape.max_context
+    if host is not None and size > host:
+        least = work.context or context
+        context = least
+        if needed(least) <= host:
+            context = longest_context(least, shape.max_context, lambda n: needed(n) <= host)
+        size = needed(context)
+    found = (
+        f"{shape.name} in {work.dtype} takes {readable_bytes(size)} on the CPU with {context:,} "
+        "tokens of context"
+    )
+    if size < _QUICK_ON_CPU:
         return Finding(_SUBJECT, "ok", found)
     step = remark("demo_or_describe_gpus")
-    if facts.host_bytes is None:
+    if host is None:
         return Finding(_SUBJECT, "warn", found, "The host's memory is not known.", step)
-    host = f"The host has {readable_bytes(facts.host_bytes)}"
-    if needed > facts.host_bytes:
-        return Finding(_SUBJECT, "fail", found, f"{host}.", step)
-    return Finding(_SUBJECT, "warn", found, f"{host}; a CPU is slow.", step)
+    told = f"The host has {readable_bytes(host)}"
+    if size > host:
+        return Finding(_SUBJECT, "fail", found, f"{told}.", step)
+    return Finding(_SUBJECT, "warn", found, f"{told}; a CPU is slow.", step)
 
 
 def _does_not_fit(facts: Facts, model: str, error: DoesNotFitError) -> Finding:

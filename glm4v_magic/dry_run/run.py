@@ -31,6 +31,7 @@ from glm4v_magic.outside import require_current_folder
 from glm4v_magic.planning.costs import cache_entries
 from glm4v_magic.planning.decision import (
     decide,
+    make_plan,
     refuse_options_of_a_plan,
     refuse_plan_of_another,
     require_quantised_on_gpus,
@@ -152,6 +153,12 @@ def dry_run(
     if isinstance(given, Plan):
         refuse_plan_of_another(given, architecture)
     work = _workload(asked, given)
+    told: tuple[Remark, ...] = ()
+    by_transformers = isinstance(device_map, str) and device_map in _BY_TRANSFORMERS
+    if work.context is None and text_tokens is None and given is None and not by_transformers:
+        planned = make_plan(architecture, asked, described, cpu=cpu_here())
+        work = replace(work, context=planned.workload.context)
+        told = tuple(note for note in planned.notes if note.code == "context_shortened")
     fits = work if text_tokens is None else replace(work, context=None)
     work = replace(work, image_size=image_size_of(shape, fits))
     image = planned_image(shape, work)
@@ -169,10 +176,11 @@ def dry_run(
         )
     # all that may be refused comes before anything is built
     inputs = architecture.prompt_inputs(work.images, context - others, work.batch, image.patches)
-    if isinstance(device_map, str) and device_map in _BY_TRANSFORMERS:
+    if by_transformers:
         placement = _by_transformers(architecture, asked, described)
     else:
         placement = _placed(architecture, asked, described, given, work)
+        placement = replace(placement, notes=(*told, *placement.notes))
     return _run(architecture, described, placement, inputs, work, decode_steps)
 
 

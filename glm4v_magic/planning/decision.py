@@ -302,9 +302,14 @@ def decide(
         plan=made,
         quantize=quantize,
         fp8=held.fp8,
-        notes=(*held.notes, *told),
+        notes=(*held.notes, *_shortened(made), *told),
         image_size=image_size_of(shape, options.workload if made is None else made.workload),
     )
+
+
+def _shortened(made: Plan | None) -> Iterator[Remark]:
+    """Yield the note on a context that nobody asked for, which is not the model's longest."""
+    yield from (note for note in (made.notes if made else ()) if note.code == "context_shortened")
 
 
 def refuse_options_of_a_plan(

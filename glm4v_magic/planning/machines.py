@@ -12,6 +12,7 @@ from glm4v_magic.core.options import QUANTIZATIONS, Quantization
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.plan_text import rate
 from glm4v_magic.planning.decision import make_plan, may_fit, refuse_for_any_gpu
+from glm4v_magic.planning.held import longest_context
 from glm4v_magic.planning.precision import INT8_FROM, any_below
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ _MODELS = (
     "A100-40GB", "A100-80GB", "H100", "H200", "B200",
 )  # fmt: skip
 _COUNTS = (1, 2, 4, 8)
-_STEP = 256  # tokens of context
 
 MACHINES = (
     *_SERVICES,
@@ -148,16 +148,7 @@ def _fit(model: Architecture, gpus: Sequence[GPU], options: PlacementOptions) ->
         except DeviceMapError:  # pinned to a GPU that is not there
             return False
 
-    context = most
-    if not holds(most):
-        low, high = 0, most // _STEP + 1
-        while low + 1 < high:
-            middle = (low + high) // 2
-            if holds(middle * _STEP) is False:
-                high = middle
-            else:
-                low = middle
-        context = low * _STEP
+    context = most if holds(most) else longest_context(0, most, holds)
     if not context or not holds(context):
         return None
     try:

@@ -15,9 +15,10 @@ from fractions import Fraction
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.model_shape import ModelShape, Workload
 
-__all__ = ["PlannedImage", "image_size_of", "planned_image"]
+__all__ = ["SHARE", "PlannedImage", "image_size_of", "planned_image"]
 
-_SHARE = Fraction(3, 4)  # of a context, for its images; the rest is for text and answer
+SHARE = Fraction(3, 4)
+"""Of a context, for its images; the rest is for text and answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,5 +84,5 @@ def _of_context(shape: ModelShape, workload: Workload) -> int:
     """Return the longest side, in pixels, of images that leave room for text in the context."""
     context = shape.max_context if workload.context is None else workload.context
     beside = shape.image_positions - shape.image_tokens
-    tokens = int(context * _SHARE) // max(workload.images, 1) - beside
+    tokens = int(context * SHARE) // max(workload.images, 1) - beside
     return math.isqrt(max(tokens, 0) * (shape.token_side or 1) ** 2)

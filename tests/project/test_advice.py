@@ -117,7 +117,7 @@ ELSEWHERE = {
 """Codes that are no matter of placement, and the tests that do what they say."""
 
 FACTS = {
-    "bfloat16_on_cpu",
+    "bfloat16_on_cpu", "context_shortened",
     "embedding_offloaded", "experts_together", "four_bit_does_not_fit", "four_bit_still_short",
     "fp8_restored",
     "fp8_stays", "gpus_chosen", "layers_offloaded", "names_translated",

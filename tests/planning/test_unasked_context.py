@@ -1,0 +1,140 @@
+"""A plan for which nobody named a context: the model's longest, or the longest that fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.core.errors import DoesNotFitError
+from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.core.remarks import PYTHON, worded
+from glm4v_magic.doctor import diagnose, gather
+from glm4v_magic.dry_run.run import dry_run
+from glm4v_magic.planning.decision import decide, make_plan
+from glm4v_magic.planning.held import USEFUL_CONTEXT
+from glm4v_magic.planning.machines import machines
+
+OCR = architecture("GLM-OCR")
+THINKING = architecture("GLM-4.1V-9B-Thinking")
+
+
+def planned(model, gpus, **options):
+    return make_plan(model, PlacementOptions(gpus=gpus, **options))
+
+
+def said(notes):
+    return " ".join(worded(note, PYTHON) for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("model", "gpus", "options"),
+    [
+        (OCR, "4GiB", {}),
+        (OCR, "8GiB", {}),
+        (OCR, "12GiB", {}),
+        (OCR, "T4", {}),
+        (THINKING, "24GiB", {}),
+        (THINKING, "12GiB", {"quantize": "4bit"}),
+        (THINKING, "T4", {"quantize": "8bit"}),
+        (OCR, "8GiB", {"images": 4, "image_size": 2000}),
+        (OCR, "8GiB", {"images": 20}),
+    ],
+)
+def test_the_longest_context_that_fits(model, gpus, options):
+    made = planned(model, gpus, **options)
+    context, longest = made.workload.context, model.shape().max_context
+    assert USEFUL_CONTEXT <= context < longest
+    assert made.fullness <= 1
+    with pytest.raises(DoesNotFitError):
+        planned(model, gpus, context=context + 256, **options)
+    assert f"{context:,} tokens of context: the {longest:,} of the model do not fit" in said(
+        made.notes
+    )
+    asked = planned(model, gpus, context=context, **options)
+    assert asked.stages == made.stages
+    assert "do not fit" not in said(asked.notes)
+
+
+def test_the_models_own_where_it_fits():
+    made = planned(OCR, "24GiB")
+    assert made.workload.context == OCR.shape().max_context
+    assert "do not fit" not in said(made.notes)
+
+
+def test_a_context_that_was_asked_for_is_kept():
+    with pytest.raises(DoesNotFitError):
+        planned(OCR, "8GiB", context=OCR.shape().max_context)
+
+
+def test_a_refusal_is_that_of_the_shortest():
+    """So that 4 bit is not said to be too large where it fits."""
+    with pytest.raises(DoesNotFitError) as short:
+        planned(THINKING, "12GiB")
+    with pytest.raises(DoesNotFitError) as same:
+        planned(THINKING, "12GiB", context=USEFUL_CONTEXT)
+    assert str(short.value) == str(same.value)
+    assert 'quantize="4bit"' in str(short.value)
+
+
+def test_offloading_is_for_no_longer_context_than_useful():
+    made = planned(THINKING, "8GiB", offload=True)
+    assert made.workload.context == USEFUL_CONTEXT
+    assert any(stage.offloaded for stage in made.stages)
+    whole = planned(OCR, "8GiB", offload=True)
+    assert not any(stage.offloaded for stage in whole.stages)
+
+
+def test_weights_in_fp8_beside_a_gpu_without_it():
+    shape = THINKING.shape()
+    units = tuple(replace(unit, fp8_values=unit.linear_values) for unit in shape.units)
+    in_fp8 = replace(shape, fp8=True, units=units)
+
+    class Published:
+        name, max_images = "FP8", None
+
+        def shape(self):
+            return in_fp8
+
+    alone, beside = (planned(Published(), gpus) for gpus in ("L4", "L4+2GiB"))
+    assert alone.workload.fp8
+    assert beside.workload == alone.workload
+    assert USEFUL_CONTEXT < alone.workload.context < shape.max_context
+
+
+def test_doctor_table_load_and_dry_run_say_the_same():
+    gpus = parse_gpus("8GiB")
+    context = planned(OCR, "8GiB").workload.context
+    (fit,) = machines(OCR, PlacementOptions(), [("", "8GiB")])
+    assert (fit.context, fit.quantize) == (context, None)
+    findings = diagnose(gather(gpus, model="GLM-OCR"))
+    finding = next(each for each in findings if each.subject == "model")
+    assert finding.verdict == "ok"
+    assert f"fits: {context:,} tokens of context" in finding.found
+    load = decide(OCR, PlacementOptions(), gpus)
+    assert load.plan.workload.context == context
+    assert "do not fit" in said(load.notes)
+
+
+def test_a_dry_run_without_a_context_tries_the_planned_one():
+    model = architecture("demo-4.6v")
+    shape = model.shape()
+    report = dry_run(model, "1GiB")
+    assert report.context == shape.max_context
+    tried = dry_run(OCR, "8GiB")
+    assert tried.context == planned(OCR, "8GiB").workload.context
+    assert tried.works
+    assert "do not fit" in said(tried.notes)
+
+
+@pytest.mark.parametrize(("gib", "verdict"), [(32, "warn"), (8, "warn"), (2, "fail")])
+def test_the_doctor_on_a_cpu(gib, verdict):
+    facts = replace(gather((), model="GLM-OCR"), host_bytes=gib * 2**30)
+    finding = next(each for each in diagnose(facts) if each.subject == "model")
+    assert finding.verdict == verdict
+    told = int(finding.found.split(" with ")[1].split()[0].replace(",", ""))
+    longest = OCR.shape().max_context
+    assert (told == longest) == (gib == 32)
+    assert (told == USEFUL_CONTEXT) == (gib == 2)
