@@ -11,13 +11,23 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.errors import DoesNotFitError, OptionError
+from glm4v_magic.core.gpu_spec import ANY_CPU, CPU, GPU
+from glm4v_magic.core.model import Sized
+from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.plan import Plan
+from glm4v_magic.core.remarks import Remark
+from glm4v_magic.core.stage import Stage
+from glm4v_magic.core.wording import counted, sized
+from glm4v_magic.planning.decision import make_plan
+from glm4v_magic.planning.held import least_context, longest_context
+from glm4v_magic.planning.precision import precision
+from glm4v_magic.planning.shared import shared_bytes
 
-__all__ = ["EngineCommand", "Wanted", "command_of"]
+__all__ = ["EngineCommand", "Wanted", "command_of", "with_gpus"]
 
 _LAYER = "layer."
 _WHOLE_TOWER = {
@@ -26,6 +36,14 @@ _WHOLE_TOWER = {
 }
 """Flags that give each GPU the whole vision tower, and its share of the images instead."""
 _EQUAL = 0.05  # GPUs whose sizes differ by less than this share are alike
+_FILLED = 0.9
+"""Share of a GPU that engines fill by default (``--gpu-memory-utilization`` of vLLM)."""
+_NOT_THEIRS = {
+    "vllm": ("eight_bit_fits", "four_bit_and_offloading_fit", "offloading"),
+    "sglang": ("eight_bit_fits", "four_bit", "offloading"),
+}
+"""Beginnings of the codes of ways out that an engine does not have."""
+_TITLES = {"vllm": "vLLM", "sglang": "SGLang"}
 _ROWS = ("intermediate_size", "moe_intermediate_size", "ffn_hidden_size")
 _OLD = "ChatGLMModel"
 _OLD_IN_VLLM = "GLM4VForCausalLM"
@@ -63,8 +81,8 @@ class Wanted:
     Attributes:
         model: folder or repository; for our own server also another name that it knows.
         config: its parsed ``config.json``.
-        plan: plan for it; ``None`` leaves the GPUs to the engine.
-        context: context length that was asked for.
+        plan: plan for it; ``None`` leaves the GPUs to the engine, or to `shared`.
+        context: longest context; ``None`` for the model's.
         images: most images of a prompt.
         quantize: quantisation as the model is loaded.
         revision: commit, branch or tag.
@@ -72,6 +90,9 @@ class Wanted:
         port: port.
         thinks: whether the model thinks before it answers.
         own: options of our own server, as they are typed.
+        shared: GPUs that share every layer; empty for those of the plan, layer by layer.
+        dtype: dtype of the weights; ``None`` leaves it to the engine.
+        notes: as of a command.
     """
 
     model: str
@@ -85,6 +106,9 @@ class Wanted:
     port: int
     thinks: bool = False
     own: Sequence[str] = ()
+    shared: tuple[int, ...] = ()
+    dtype: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def is_old(self) -> bool:
@@ -122,14 +146,15 @@ def _vllm(wanted: Wanted) -> EngineCommand:
     words += _tower(wanted, "vllm", tensor)
     words += _unless(None, "--max-model-len", wanted.context)
     words += ["--limit-mm-per-prompt", json.dumps({"image": wanted.images})]
-    words += _unless(None, "--dtype", None if wanted.plan is None else wanted.plan.workload.dtype)
+    words += _unless(None, "--dtype", wanted.dtype)
     words += _unless(None, "--quantization", wanted.quantize and "bitsandbytes")
     words += _unless(None, "--revision", wanted.revision)
     if wanted.is_old:
         overrides = json.dumps({"architectures": [_OLD_IN_VLLM]})
         words += ["--trust-remote-code", "--hf-overrides", overrides]
     words += _thoughts(wanted)
-    return EngineCommand(tuple(words), environment, _NOTES if wanted.quantize else ())
+    notes = (*wanted.notes, *(_NOTES if wanted.quantize else ()))
+    return EngineCommand(tuple(words), environment, notes)
 
 
 _NOTES = ("vLLM has --quantization bitsandbytes until its version 0.27.",)
@@ -153,10 +178,10 @@ def _sglang(wanted: Wanted) -> EngineCommand:
     words += _tower(wanted, "sglang", tensor)
     words += _unless(None, "--context-length", wanted.context)
     words += ["--limit-mm-data-per-request", json.dumps({"image": wanted.images})]
-    words += _unless(None, "--dtype", None if wanted.plan is None else wanted.plan.workload.dtype)
+    words += _unless(None, "--dtype", wanted.dtype)
     words += _unless(None, "--revision", wanted.revision)
     words += _thoughts(wanted)
-    return EngineCommand(tuple(words), environment)
+    return EngineCommand(tuple(words), environment, wanted.notes)
 
 
 def _thoughts(wanted: Wanted) -> list[str]:
@@ -172,23 +197,121 @@ def _unless(default: object, flag: str, value: object) -> list[str]:
     return [] if value == default or value is None else [flag, str(value)]
 
 
-def _split(wanted: Wanted, engine: str) -> tuple[dict[str, str], int, int]:
-    """Return environment variables, and the sizes of the tensor and the pipeline parallel group.
+def with_gpus(
+    engine: str,
+    wanted: Wanted,
+    model: Sized,
+    options: PlacementOptions,
+    gpus: Sequence[GPU],
+    cpu: CPU = ANY_CPU,
+) -> Wanted:
+    """Return what is wanted with the GPUs for it.
 
-    Equal GPUs share every layer, if it can be divided among them. Others get layers of their own,
-    as many as the plan gives them.
+    Equal GPUs share every layer: as many as our plan uses, or the next number among which the
+    layers can be divided. Other GPUs get layers of their own, as the plan gives them. A plan reads
+    a prompt at once, which takes more memory than an engine needs, so where no plan fits, the
+    GPUs are those that hold what an engine has on them.
+
+    Args:
+        engine: ``vllm`` or ``sglang``.
+        wanted: what is to be served.
+        model: the model.
+        options: placement options; the description of the GPUs is in `gpus` already.
+        gpus: the GPUs to choose from.
+        cpu: the CPU of the machine.
+
+    Raises:
+        DoesNotFitError: if the model fits in neither way.
+        OptionError: as `make_plan`.
     """
-    plan = wanted.plan
-    stages = [] if plan is None else [each for each in plan.stages if each.units]
+    shape = model.shape()
+    try:
+        plan: Plan | None = make_plan(model, options, gpus, cpu=cpu)
+        best, refusal = plan, None
+    except DoesNotFitError as error:
+        plan, best, refusal = None, error.plan, error
+    stages = [] if best is None else [each for each in best.stages if each.gpu is not None]
+    used = [each for each in stages if each.units]
+    alike = _alike(used, stages)
+    if plan is not None:
+        work = replace(plan.workload, image_size=options.image_size)
+    else:
+        held = precision(shape, gpus, options.dtype, options.quantize, cpu=cpu)
+        work = replace(options.workload, dtype=held.dtype, fp8=held.fp8)
+    if shape.keeps_fp8:  # an engine does, on GPUs without FP8, too
+        work = replace(work, fp8=True)
+    room = min((each.capacity_bytes or 0 for each in alike), default=0) * _FILLED
+    base = max((each.overhead_bytes for each in used), default=0)
+    least = least_context(shape, work) if plan is None else plan.workload.context
+    shortest = options.context or min(least or shape.max_context, shape.max_context)
+
+    def need(count: int, context: int) -> int:
+        asked = replace(work, context=context)
+        return base + shared_bytes(shape, asked, count, _keys(wanted.config, count))
+
+    counts = [count for count in range(1, len(alike) + 1) if _can_share(wanted, count)]
+    fewest = 0 if options.objective == "fewest" or plan is None else len(used)
+    enough = [count for count in counts if 0 < fewest <= count]
+    if not enough:
+        enough = [count for count in counts if need(count, shortest) <= room]
+    if not enough:
+        if refusal is not None:
+            raise _refused(engine, refusal)
+        return replace(wanted, plan=plan, context=_kept(plan, options), dtype=work.dtype)
+    count, context = enough[0], options.context
+    longest = shape.max_context
+    if context is None and shortest < longest and need(count, longest) > room:
+        context = longest_context(shortest, longest, lambda n: need(count, n) <= room)
+    notes = wanted.notes
+    if refusal is not None:
+        size = sized(need(count, context or longest))
+        notes += (
+            f"Our own engine would need more: {_TITLES[engine]} divides every layer among "
+            f"{counted(count, 'GPU')} and reads a prompt in pieces, about {size} on each.",
+        )
+    shared = tuple(sorted(each.gpu for each in alike[:count] if each.gpu is not None))
+    return replace(wanted, plan=plan, context=context, shared=shared, dtype=work.dtype, notes=notes)
+
+
+def _kept(plan: Plan | None, options: PlacementOptions) -> int | None:
+    """Return the context of a plan that is not for the model's longest, or that was asked for."""
+    is_shorter = plan is not None and any(n.code == "context_shortened" for n in plan.notes)
+    return plan.workload.context if plan is not None and is_shorter else options.context
+
+
+def _alike(used: Sequence[Stage], stages: Sequence[Stage]) -> list[Stage]:
+    """Return the GPUs in use and the idle ones as large, if those in use are alike."""
+    sizes = [each.capacity_bytes or 0 for each in used]
+    if not sizes or min(sizes) < (1 - _EQUAL) * max(sizes):
+        return []
+    idle = [each for each in stages if not each.units]
+    return [*used, *(e for e in idle if (e.capacity_bytes or 0) >= (1 - _EQUAL) * max(sizes))]
+
+
+def _refused(engine: str, error: DoesNotFitError) -> DoesNotFitError:
+    """Return the refusal of a plan without the ways out that an engine does not have."""
+    ways = error.values.get("ways")
+    if not isinstance(ways, tuple):
+        return error
+    theirs = tuple(
+        way
+        for way in ways
+        if not (isinstance(way, Remark) and way.code.startswith(_NOT_THEIRS[engine]))
+    )
+    return DoesNotFitError(error.what, code="ways_out", ways=theirs)
+
+
+def _split(wanted: Wanted, engine: str) -> tuple[dict[str, str], int, int]:
+    """Return environment variables, and the sizes of the tensor and the pipeline parallel group."""
+    if wanted.shared:
+        return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, wanted.shared))}, len(wanted.shared), 1
+    stages = [] if wanted.plan is None else [each for each in wanted.plan.stages if each.units]
     gpus = [each.gpu for each in stages if each.gpu is not None]
     if not gpus:
         return {}, 1, 1
     environment = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
-    count = len(gpus)
-    sizes = [each.capacity_bytes or 0 for each in stages]
-    are_alike = min(sizes) >= (1 - _EQUAL) * max(sizes)
-    if count == 1 or (are_alike and _can_share(wanted, count)):
-        return environment, count, 1
+    if len(gpus) == 1:
+        return environment, 1, 1
     layers = [sum(unit.startswith(_LAYER) for unit in each.units) for each in stages]
     if 0 in layers:
         raise OptionError(
@@ -196,7 +319,12 @@ def _split(wanted: Wanted, engine: str) -> tuple[dict[str, str], int, int]:
             "Describe fewer GPUs (--gpus), or take --engine own.",
         )
     environment[_PARTITION[engine]] = ",".join(map(str, layers))
-    return environment, 1, count
+    return environment, 1, len(gpus)
+
+
+def _keys(config: Mapping[str, Any], count: int) -> int:
+    text = config.get("text_config", config)
+    return text.get("num_key_value_heads") or text.get("multi_query_group_num") or count
 
 
 def _can_share(wanted: Wanted, count: int) -> bool:
@@ -207,7 +335,7 @@ def _can_share(wanted: Wanted, count: int) -> bool:
     """
     config = wanted.config
     text = config.get("text_config", config)
-    keys = text.get("num_key_value_heads") or text.get("multi_query_group_num") or count
+    keys = _keys(config, count)
     block = (config.get("quantization_config") or {}).get("weight_block_size") or (1,)
     rows = [text[name] for name in _ROWS if text.get(name)]
     # vLLM divides the vision tower of GLM-4V-9B, too.

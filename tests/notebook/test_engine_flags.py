@@ -15,9 +15,11 @@ import pytest
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import DoesNotFitError, OptionError
 from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.placement import PlacementOptions
-from glm4v_magic.notebook.engine_commands import Wanted, command_of
-from glm4v_magic.planning.decision import make_plan
+from glm4v_magic.notebook.engine_commands import Wanted, command_of, with_gpus
+from glm4v_magic.planning.costs import price
+from glm4v_magic.planning.shared import shared_bytes
 
 # As vllm 0.19.1 and 0.33.0 and sglang 0.5.7 and 0.5.23 declare them: how each is read.
 SWITCH = {"action": "store_true"}
@@ -67,12 +69,11 @@ OPTIONS = ({"revision": "main"}, {"quantize": "4bit"})
 def command(engine, model, gpus, revision=None, **options):
     found = architecture(model)
     asked = PlacementOptions(**{"context": 8192} | options)
-    plan = make_plan(found, asked, parse_gpus(gpus))
     wanted = Wanted(
-        model, found.config, plan, asked.context, asked.images, asked.quantize, revision,
+        model, found.config, None, asked.context, asked.images, asked.quantize, revision,
         "0.0.0.0", 8000, thinks=found.thinks,
     )  # fmt: skip
-    return command_of(engine, wanted)
+    return command_of(engine, with_gpus(engine, wanted, found, asked, parse_gpus(gpus)))
 
 
 def read(engine, words):
@@ -159,6 +160,65 @@ def test_equal_gpus_share_every_layer():
         "--context-length 8192 --limit-mm-data-per-request '{\"image\": 1}' --dtype bfloat16 "
         "--reasoning-parser glm45"
     )
+
+
+@pytest.mark.parametrize("engine", FLAGS)
+@pytest.mark.parametrize(
+    ("model", "gpus", "options", "tensor", "context"),
+    [
+        # the plan is for 7, 5 and 4 of them
+        ("GLM-4.5V", "8xH100", {"context": None}, 8, None),
+        ("GLM-4.6V", "8xH100", {"context": 32768}, 8, 32768),
+        ("GLM-4.5V", "8xH100", {"context": None, "objective": "fewest"}, 4, None),
+        # five cannot share the layers, four can
+        ("GLM-4.6V", "5x80GiB", {"context": None}, 4, None),
+        # no plan is for the whole context, read at once
+        ("GLM-4.5V", "4x80GiB", {"context": 65536}, 4, 65536),
+        ("GLM-4.6V", "4x80GiB", {"context": None}, 4, None),
+        ("GLM-4.5V", "4x80GiB+8GiB", {"context": 65536}, 4, 65536),
+    ],
+)
+def test_equal_gpus_are_no_pipeline(engine, model, gpus, options, tensor, context):
+    made = command(engine, model, gpus, **options)
+    values = read(engine, made.words)
+    assert values.get("tensor_parallel_size", values.get("tp_size")) == tensor
+    assert not {"pipeline_parallel_size", "pp_size"} & set(values)
+    assert made.environment["CUDA_VISIBLE_DEVICES"] == ",".join(map(str, range(tensor)))
+    assert values.get("max_model_len", values.get("context_length")) == context
+    assert bool(made.notes) == (options["context"] == 65536)
+    for note in made.notes:
+        assert f"among {tensor} GPUs and reads a prompt in pieces, about 58." in note
+
+
+@pytest.mark.parametrize(
+    ("gpus", "least", "most"), [("1x24GiB", 16384, 65535), ("24GiB+16GiB", 32768, 65535)]
+)
+def test_a_context_that_the_gpus_hold(gpus, least, most):
+    made = command("vllm", "GLM-4.6V-Flash", gpus, context=None)
+    assert least <= read("vllm", made.words)["max_model_len"] <= most
+
+
+def test_a_refusal_has_no_ways_that_an_engine_does_not_have():
+    for engine in FLAGS:
+        with pytest.raises(DoesNotFitError, match=r"does not fit on 15\.52 GiB") as caught:
+            command(engine, "GLM-4.1V-9B-Thinking", "1x16GiB")
+        assert "Ways out: (1) no shorter context fits, the weights alone are" in str(caught.value)
+        assert "offload" not in str(caught.value)
+        assert "8bit" not in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_what_each_of_equal_gpus_holds(count):
+    """Weights and cache are divided, the tower is whole, and a prompt is read in pieces."""
+    shape = architecture("GLM-4.5V").shape()
+    work = Workload(65536, dtype="bfloat16")
+    units = price(shape, work)
+    tower = sum(unit.weight_bytes for unit in units if unit.in_tower)
+    rest = sum(unit.weight_bytes + unit.kv_bytes for unit in units) - tower
+    size = shared_bytes(shape, work, count, 8)
+    held = tower + rest / count
+    assert held < size < held + 6 * 2**30
+    assert shared_bytes(shape, work, 16, 8) - tower > rest / 16  # keys are copied
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,12 @@ def test_print_needs_neither_engine_nor_gpus(run):
             "GLM-4V-9B --engine vllm --gpus 2x24GiB --quantize 4bit",
             "vLLM has --quantization bitsandbytes until its version 0.27.",
         ),
+        (  # whose configuration is not here
+            "zai-org/GLM-4.5V-FP8 --engine vllm --gpus 4x80GiB",
+            "CUDA_VISIBLE_DEVICES=0,1,2,3 vllm serve zai-org/GLM-4.5V-FP8 --host 127.0.0.1 "
+            "--port 8000 --tensor-parallel-size 4 --limit",
+        ),
+        ("GLM-4.6V-FP8 --engine sglang --gpus 2xA100-80GB --context 8192", " --tp-size 2 "),
         ("GLM-4V-9B --engine own", "python -m glm4v_magic.server GLM-4V-9B"),
         ("GLM-4V-9B --engine own --port 80", "--port 80"),
     ],
@@ -105,6 +111,10 @@ def test_print_says_what_works_on_another_machine(run, line, said):
         ("glm-4v-9b --gpus 1x40GiB --engine vllm --keep 1", "--keep is of our own server."),
         ("glm-4v-9b --gpus 1x40GiB --engine vllm --replicas 2", "--replicas is of our own server."),
         ("GLM-4.6V --gpus 8x80GiB --engine sglang --image-size 900", "--image-size is of our own"),
+        ("GLM-4.6V --gpus 8x80GiB --engine vllm --pin vision=0", "--pin is of our own server."),
+        ("GLM-4.6V --gpus 8x80GiB --engine vllm --split-vision on", "--split-vision is of our own"),
+        ("GLM-4.6V --gpus 8x80GiB --engine sglang --reserve 2", "--reserve is of our own server."),
+        ("GLM-4.6V --gpus 8x80GiB --engine vllm --max-memory 40", "--max-memory is of our own"),
         ("http://127.0.0.1:1/v1", "is the address of a server, which runs already. To ask it:"),
         ("demo --port 70000", "must be a whole number from 0 to 65535"),
         ("demo --host 999.1.1.1", "--host '999.1.1.1' is not the name or address of a computer."),

@@ -14,8 +14,10 @@ from typing import Any
 
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.places import find_place
-from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.model import Architecture, Sized
+from glm4v_magic.core.model_shape import ModelShape
 from glm4v_magic.core.options import PlacementFields, Serving, check, of_command, of_group
 from glm4v_magic.core.server_address import is_address
 from glm4v_magic.core.typed_options import flags_of, typed
@@ -27,12 +29,11 @@ from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.plan import as_options, placement_options
 from glm4v_magic.notebook.draft import option_words
-from glm4v_magic.notebook.engine_commands import EngineCommand, Wanted, command_of
+from glm4v_magic.notebook.engine_commands import EngineCommand, Wanted, command_of, with_gpus
 from glm4v_magic.notebook.launched import LaunchedServer
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.own_options import OWN
 from glm4v_magic.notebook.render.progress import line_bundle
-from glm4v_magic.planning.decision import make_plan
 
 __all__ = ["serve"]
 
@@ -45,8 +46,12 @@ _OURS = (
     "parallel",
     "replicas",
     "cluster",
+    "pin",
+    "split_vision",
+    "reserve",
+    "max_memory",
 )
-"""Options that only our own server has."""
+"""Options that only our own server follows."""
 
 _NAMES = {"vllm": "vLLM", "sglang": "SGLang", "own": "Our server"}
 
@@ -186,13 +191,12 @@ def _command(engine: str, model: str, arguments: Namespace, here: _Place) -> Eng
             raise OptionError(
                 f"{spelled} is of our own server.", "Leave it out, or take --engine own."
             )
-    found = architecture(model, revision=arguments.revision)
+    found, sizes = _architecture(model, arguments.revision)
     gpus = gpus_here() if options.gpus is None else parse_gpus(options.gpus)
-    plan = make_plan(found, replace(options, gpus=None), gpus, cpu=cpu_here()) if gpus else None
     wanted = Wanted(
         _known_to_all(model),
         found.config,
-        plan,
+        None,
         options.context,
         options.images,
         options.quantize,
@@ -201,7 +205,47 @@ def _command(engine: str, model: str, arguments: Namespace, here: _Place) -> Eng
         here.port,
         thinks=found.thinks,
     )
+    if gpus:
+        options = replace(options, gpus=None)
+        wanted = with_gpus(engine, wanted, sizes, options, gpus, cpu_here())
     return command_of(engine, wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class _InFp8:
+    """A checkpoint in FP8 whose configuration is not here: the same one in bfloat16, at one byte.
+
+    An engine on another machine has its files.
+    """
+
+    name: str
+    other: Architecture
+
+    @property
+    def max_images(self) -> int | None:
+        return self.other.max_images
+
+    def shape(self) -> ModelShape:
+        full = self.other.shape()
+        units = tuple(
+            replace(unit, fp8_values=unit.values) if unit.kind == "text_layer" else unit
+            for unit in full.units
+        )
+        return replace(full, name=self.name, fp8=True, units=units)
+
+
+def _architecture(model: str, revision: str | None) -> tuple[Architecture, Sized]:
+    """Return the configuration of a model, and its sizes."""
+    try:
+        found = architecture(model, revision=revision)
+    except CheckpointError:
+        place = find_place(model)
+        published = place.published
+        if place.folders or published is None or published.same_sizes is None:
+            raise
+        other = architecture(published.same_sizes)
+        return other, _InFp8(published.name, other)
+    return found, found
 
 
 def _known_to_all(model: str) -> str:
