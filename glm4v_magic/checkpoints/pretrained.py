@@ -6,8 +6,9 @@ import importlib.util
 import logging
 import re
 import warnings
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ class LoadOptions:
         more: further options of `from_pretrained`.
         restored: how weights in FP8 are restored; ``None`` if there are none, or they stay in FP8.
         merges: what an adapter does to the weights; ``None`` without one.
+        casts: dtypes of full weights beside quantised ones, which transformers leaves in those of
+            their files.
     """
 
     dtype: torch.dtype
@@ -53,6 +56,7 @@ class LoadOptions:
     more: Mapping[str, Any]
     restored: Restored | None = None
     merges: Merges | None = None
+    casts: Mapping[str, torch.dtype] = field(default_factory=dict)
 
 
 def load_weights(
@@ -95,7 +99,8 @@ def load_weights(
         # LLM.int8 computes in float16, and bitsandbytes warns of that for every layer and token.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     with (
-        stored_weights(tensors, options.restored, _merger(options)) as weights,
+        stored_weights(tensors, options.restored, _merger(options), options.casts) as weights,
+        _restoring(stored, options.dtype),
         report_progress(sizes, options.arrived, _device_of(device_map)),
         collect_report() as reports,
         no_drawing(),
@@ -121,6 +126,33 @@ def load_weights(
     if generation is not None:
         model.generation_config = _generation_config(generation)
     return model.eval()
+
+
+@contextmanager
+def _restoring(stored: Mapping[str, Any], dtype: torch.dtype) -> Iterator[None]:
+    """Restore experts of compressed-tensors in a dtype; transformers leaves them in their scales'.
+
+    Args:
+        stored: the model's ``quantization_config``.
+        dtype: dtype of the load.
+    """
+    if stored.get("quant_method") != "compressed-tensors":
+        yield
+        return
+    from compressed_tensors.compressors import BaseCompressor
+    from torch import nn
+
+    restore = vars(BaseCompressor)["decompress_module"]
+
+    def restored(cls: Any, module: Any, *more: Any, **options: Any) -> None:
+        restore.__func__(cls, module, *more, **options)
+        module.weight = nn.Parameter(module.weight.to(dtype), requires_grad=False)
+
+    BaseCompressor.decompress_module = classmethod(restored)
+    try:
+        yield
+    finally:
+        BaseCompressor.decompress_module = restore
 
 
 def _merger(options: LoadOptions) -> Merger | None:

@@ -192,6 +192,17 @@ class _RestoredWeight(StoredWeight):
         return weight.mul_(scales).to(self._how.dtype)
 
 
+class _CastWeight(StoredWeight):
+    """A weight that is read in another dtype than that of its file."""
+
+    def __init__(self, reader: _Reader, info: TensorInfo, dtype: torch.dtype) -> None:
+        super().__init__(reader, info)
+        self._dtype = dtype
+
+    def __getitem__(self, _all: EllipsisType) -> Tensor:
+        return self._reader.read(self._info).to(self._dtype)
+
+
 class _MergedWeight(StoredWeight):
     """A weight that an adapter changes."""
 
@@ -225,6 +236,7 @@ def stored_weights(
     tensors: Mapping[str, TensorInfo],
     restored: Restored | None = None,
     merger: Merger | None = None,
+    casts: Mapping[str, torch.dtype] | None = None,
 ) -> Iterator[dict[str, StoredWeight]]:
     """Yield a ``state_dict`` for `from_pretrained` that maps each weight on demand.
 
@@ -235,10 +247,13 @@ def stored_weights(
         restored: how weights in FP8 are restored, in which case their scales are left out; ``None``
             to read everything as it is.
         merger: merges an adapter into some of them, once they are restored.
+        casts: dtypes in which weights are read, where transformers would leave them as they are.
     """
     reader = _Reader()
     try:
         weights = dict(_weights(reader, tensors, restored))
+        for name, dtype in (casts or {}).items():
+            weights[name] = _CastWeight(reader, tensors[name], dtype)
         if merger is not None:
             for name in merger.changed:
                 weight = _MergedWeight(reader, tensors[name], name, weights[name], merger)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 from glm4v_magic.checkpoints.contents import Contents
 from glm4v_magic.checkpoints.files import TensorInfo
 from glm4v_magic.checkpoints.gptq import for_transformers, packed_of
-from glm4v_magic.checkpoints.outline import outline_of
+from glm4v_magic.checkpoints.outline import Scheme, outline_of
 from glm4v_magic.checkpoints.quant_states import (
     described_matrices,
     require_groups,
@@ -46,6 +47,9 @@ _ON_CPU = {"gptq": "torch", "awq": "torch_awq"}
 _OF_GPTQMODEL = (".qweight", ".qzeros", ".scales", ".g_idx")
 _KNOWN = ("bitsandbytes", "compressed-tensors", "gptq", "awq")
 _ABSMAX, _ROW_SCALES, _FORMAT = ".absmax", ".SCB", ".weight_format"
+_SCALE, _PACKED = ".weight_scale", ".weight_packed"
+_FULL = ("BF16", "F16", "F32", "F64")
+_INT8, _HALF, _UNPACKED = 1, 2, 10  # bytes per value
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,8 @@ class Stored:
         install: what installs them, as pip is told.
         config: their ``quantization_config``, as transformers takes it.
         packed: matrices that stay quantised, by their names in the files.
+        restored: module of the files -> bytes that are alive while its matrix is restored as it is
+            loaded, beside the result in half precision.
     """
 
     scheme: str
@@ -68,6 +74,7 @@ class Stored:
     install: str
     config: Mapping[str, Any]
     packed: tuple[PackedMatrix, ...] = ()
+    restored: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_of_bitsandbytes(self) -> bool:
@@ -124,19 +131,48 @@ class Stored:
             full: sizes of the model.
             names: yields what a module of the files may be called in the model.
         """
-        own = [(name, each) for each in self.packed for name in names(each.module)]
-        units = []
-        for unit in full.units:
-            inside = {
-                name: replace(each, module=name)
-                for name, each in own
-                if any(f"{name}.".startswith(f"{module}.") for module in unit.modules)
-            }
-            units.append(replace(unit, packed=tuple(inside.values())))
+        holders = {module: at for at, unit in enumerate(full.units) for module in unit.modules}
+
+        def inside(module: str) -> Iterator[tuple[int, str]]:
+            """Yield the units that a module of the files is in, and its names there."""
+            for name in names(module):
+                around = accumulate(name.split("."), "{}.{}".format)
+                yield from ((holders[each], name) for each in around if each in holders)
+
+        packed: list[dict[str, PackedMatrix]] = [{} for _ in full.units]
+        for matrix in self.packed:
+            for at, name in inside(matrix.module):
+                packed[at][name] = replace(matrix, module=name)
+        most = [0] * len(full.units)
+        for module, nbytes in self.restored.items():
+            for at, _ in inside(module):
+                most[at] = max(most[at], nbytes)
+        units = [
+            replace(unit, packed=tuple(held.values()), restoring_bytes=restoring)
+            for unit, held, restoring in zip(full.units, packed, most, strict=True)
+        ]
         # transformers computes with AWQ in float16 on GPUs, whatever it is told.
         is_half = "gptqmodel" in self.needs and full.dtype == "bfloat16"
         dtype = "float16" if is_half else full.dtype
         return replace(full, units=tuple(units), scheme=self.scheme, packed=self.kind, dtype=dtype)
+
+    def full(self, tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
+        """Yield the names of the weights that are not quantised, and so can have another dtype.
+
+        None of those of GPTQ and AWQ, whose package decides on the dtype.
+
+        Args:
+            tensors: all tensors, by the names that `packed` and `restored` have.
+        """
+        if "gptqmodel" in self.needs:
+            return
+        packed = {f"{each.module}.weight" for each in self.packed}
+        for name, info in tensors.items():
+            module, _, leaf = name.rpartition(".")
+            is_quantised = name in packed or is_told_by(name, packed)
+            is_quantised |= module in self.restored and leaf != "bias"
+            if info.dtype in _FULL and not is_quantised:
+                yield name
 
     def count(self, tensors: Mapping[str, TensorInfo]) -> int | None:
         """Return the number of values in files, quantised or not; ``None`` if headers do not tell.
@@ -187,8 +223,14 @@ def read_stored(contents: Contents, where: str, *, is_cut: bool = False) -> Stor
         if outline.scheme.config_groups is None:
             raise refused(where, scheme)
         require_groups(outline.scheme, tensors, where)
-        restored = {**given, "dequantize": True}
-        return Stored(scheme, None, ("compressed_tensors",), "'glm4v_magic[compressed]'", restored)
+        return Stored(
+            scheme,
+            None,
+            ("compressed_tensors",),
+            "'glm4v_magic[compressed]'",
+            {**given, "dequantize": True},
+            restored=dict(_restored(outline.scheme, tensors)),
+        )
     found = _of_bitsandbytes(given, tensors, where, scheme)
     return _described(found, tensors, where, is_cut=is_cut)
 
@@ -249,6 +291,33 @@ def is_told_by(name: str, packed: Collection[str]) -> bool:
     if not found:
         weight = f"{name.removesuffix(_ROW_SCALES).removesuffix(_FORMAT)}.weight"
     return weight in packed
+
+
+def _restored(scheme: Scheme, tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, int]]:
+    """Yield the modules of matrices that are restored, and what that takes beside the results.
+
+    Alive at once are the matrix of the files, its levels in int8 if they were packed, and two of
+    its size in the dtype of the scales: the levels and the product with them. Levels that are not
+    of 4 bits are cut from words of int32, with their places beside them
+    (``compressed_tensors/compressors/pack_quantized/helpers.py``).
+    """
+    given = [group.get("weights") for group in (scheme.config_groups or {}).values()]
+    told = [each["num_bits"] for each in given if isinstance(each, dict)]
+    bits = min(filter(None, told), default=4)
+    for name, scales in tensors.items():
+        module = name.removesuffix(_SCALE)
+        stored = tensors.get(f"{module}{_PACKED}") or tensors.get(f"{module}.weight")
+        if module == name or stored is None:
+            continue
+        values, alive = math.prod(stored.shape), stored.nbytes
+        size = 4 if scales.dtype == "F32" else _HALF
+        if f"{module}{_PACKED}" in tensors:
+            values = stored.nbytes * 8 // bits
+            alive += values * _INT8
+        alive += 2 * values * size
+        if stored.dtype == "I32" and bits != 4:
+            alive = max(alive, stored.nbytes + _UNPACKED * values)
+        yield module, alive - values * _HALF
 
 
 def _of_bitsandbytes(

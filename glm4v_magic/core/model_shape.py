@@ -145,6 +145,10 @@ class UnitShape:
         fp8_scales: number of their float32 scales.
         packed: matrices that the checkpoint has quantised, and that stay so.
         idle_values: weights that a token does not use: those of experts that it does not choose.
+        joined_values: values of the largest weight that is joined of several in the files, as the
+            experts of a layer are.
+        restoring_bytes: bytes that are alive beside a matrix in half precision while it is restored
+            on its device from what the files hold, of the largest one that is.
         row_length: weights that are looked up for a token, of a table of embeddings.
         rotary_bytes: bytes per token at the peak of making the rotary tables, beside the mask.
         pair_products: products per pair of tokens of a row or image, in the attention.
@@ -166,6 +170,8 @@ class UnitShape:
     fp8_scales: int = 0
     packed: tuple[PackedMatrix, ...] = ()
     idle_values: int = 0
+    joined_values: int = 0
+    restoring_bytes: int = 0
     row_length: int = 0
     rotary_bytes: int = 0
     pair_products: int = 0

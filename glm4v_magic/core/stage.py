@@ -22,7 +22,8 @@ class Stage:
         offloaded: modules whose weights stay in host memory and are copied to the GPU when used.
         weight_bytes: weights that stay on the GPU.
         kv_bytes: KV cache of its layers.
-        activation_bytes: peak of the activations, copied weights of offloaded modules included.
+        activation_bytes: peak of the activations, copied weights of offloaded modules included; or
+            of what a load needs beside weights and the cache, where that is more.
         overhead_bytes: CUDA context and workspaces.
 
     Raises:

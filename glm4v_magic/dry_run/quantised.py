@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from glm4v_magic.planning.costs import quantized_bytes
+from glm4v_magic.planning.costs import arriving_bytes, quantized_bytes
 
 if TYPE_CHECKING:
     from glm4v_magic.core.model_shape import ModelShape
     from glm4v_magic.core.options import Quantization
 
-__all__ = ["put_stand_ins"]
+__all__ = ["put_stand_ins", "while_quantised"]
 
 
 def put_stand_ins(model: nn.Module, shape: ModelShape, quantize: Quantization | None) -> None:
@@ -38,7 +38,14 @@ def put_stand_ins(model: nn.Module, shape: ModelShape, quantize: Quantization | 
     for name, nbytes in list(_quantised(model, shape, kind)):
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        model.set_submodule(name, _StandIn(linear, kind, nbytes))
+        model.set_submodule(name, _StandIn(linear, kind, nbytes, is_made=shape.packed is None))
+
+
+def while_quantised(model: nn.Module) -> Iterator[tuple[str, int]]:
+    """Yield the layers that are quantised as they are loaded, and what is alive beside each."""
+    for name, module in model.named_modules():
+        if isinstance(module, _StandIn) and module.arriving:
+            yield name, module.arriving
 
 
 def _quantised(
@@ -59,8 +66,12 @@ def _quantised(
 class _StandIn(nn.Module):
     """A quantised linear layer: bytes for a weight, and a bias in the model's dtype."""
 
-    def __init__(self, linear: nn.Linear, kind: Quantization, nbytes: int) -> None:
+    def __init__(
+        self, linear: nn.Linear, kind: Quantization, nbytes: int, *, is_made: bool
+    ) -> None:
         super().__init__()
+        per_value = arriving_bytes(kind, linear.weight.itemsize) if is_made else 0
+        self.arriving = linear.weight.numel() * per_value
         self._kind = kind
         self._size = linear.out_features, linear.in_features
         stored = torch.empty(nbytes, dtype=torch.uint8, device="meta")
@@ -74,8 +85,9 @@ class _StandIn(nn.Module):
             matrix = self.weight.new_empty((rows, columns), dtype=values.dtype)
             return functional.linear(values, matrix, self.bias)
         levels = values.to(torch.float16).to(torch.int8)
-        matrix = self.weight[: rows * columns].view(torch.int8).view(rows, columns)
-        functional.linear(levels.flatten(0, -2)[:1], matrix)  # refuses mixed devices
+        # A row alone: virtual GPUs make values of small matrices of integers, which take memory.
+        row = self.weight[:columns].view(torch.int8).view(1, columns)
+        functional.linear(levels.flatten(0, -2)[:1], row)  # refuses mixed devices
         product = levels.new_empty((*values.shape[:-1], rows), dtype=torch.int32)
         result = product.to(torch.float16)
         del product

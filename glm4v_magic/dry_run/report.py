@@ -25,7 +25,8 @@ class GPUUse:
         capacity_bytes: memory that may be used.
         weight_bytes: weights and buffers that stay on it.
         kv_bytes: KV cache on it at the end.
-        activation_bytes: rest of the peak: activations, and copied weights of offloaded modules.
+        activation_bytes: rest of the peak: activations, copied weights of offloaded modules, or
+            what a load needs beside the weights.
         overhead_bytes: CUDA context and workspaces, which a dry run does not see; 0 if idle.
         phase: phase of the peak: ``load``, ``prefill`` or ``decode``.
         module: module whose forward reached it; empty outside of any.

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from glm4v_magic.core.model import Architecture
+    from glm4v_magic.dry_run.arrival import Arrival
     from glm4v_magic.virtual_gpus import Problem, Report
 
 __all__ = ["DEFAULT_DECODE_STEPS", "dry_run", "is_on_cpu"]
@@ -98,12 +99,14 @@ class _Measured:
         weights: bytes on each GPU before the run.
         cache: bytes of the KV cache on each GPU after the run.
         home: device of the inputs.
+        arrivals: the fullest moment of GPUs while weights arrive.
     """
 
     report: Report
     weights: tuple[int, ...]
     cache: Mapping[int | None, int]
     home: str
+    arrivals: Mapping[int, Arrival]
 
 
 @accepts("dry_run")
@@ -320,7 +323,7 @@ def _run(
     model = architecture.build_meta(placement.dtype, fp8=placement.fp8)
     put_stand_ins(model, shape, placement.quantize)
     machine = gpus or (GPU(0, "", 0),)  # unused
-    measured = _measure(model, placement, inputs, machine, decode_steps)
+    measured = _measure(model, shape, placement, inputs, machine, decode_steps)
     return DryRunReport(
         model=architecture.name,
         dtype=placement.dtype,
@@ -345,6 +348,7 @@ def _run(
 
 def _measure(
     model: PreTrainedModel,
+    shape: ModelShape,
     placement: _Placement,
     inputs: Mapping[str, Any],
     gpus: tuple[GPU, ...],
@@ -354,6 +358,7 @@ def _measure(
     from transformers import GenerationConfig
 
     from glm4v_magic.dispatch.hooks import dispatch, dispatch_like_accelerate
+    from glm4v_magic.dry_run.arrival import arrivals
     from glm4v_magic.dry_run.fp8 import fp8_kernels
     from glm4v_magic.torch_state import torch_state_kept
     from glm4v_magic.virtual_gpus import VirtualGPUs
@@ -369,6 +374,7 @@ def _measure(
         else:
             dispatch(model, placement.weights, placement.execution)
         weights = virtual.live_bytes
+        arriving = arrivals(model, shape, placement.quantize, weights)
         home = model.device
         if home.type == "meta":  # the first weight is offloaded: its first GPU, then
             first = virtual.devices[gpus[0].index]
@@ -385,7 +391,7 @@ def _measure(
         for layer in output.past_key_values.layers:
             for tensor in _cached(layer):
                 cache[tensor.device.index] += tensor.nbytes
-        return _Measured(virtual.report(), weights, cache, str(home))
+        return _Measured(virtual.report(), weights, cache, str(home), arriving)
 
 
 def _cached(layer: Any) -> Iterator[Tensor]:
@@ -401,18 +407,22 @@ def _cached(layer: Any) -> Iterator[Tensor]:
 def _gpu_use(gpu: GPU, measured: _Measured, planned: Mapping[int, int]) -> GPUUse:
     peaks = [peak for peak in measured.report.peaks if peak.device == gpu.index]
     peak = max(peaks, key=lambda peak: peak.peak_bytes)
+    most, phase, module = peak.peak_bytes, peak.phase, peak.module
+    arriving = measured.arrivals.get(gpu.index)
+    if arriving is not None and arriving.peak_bytes > most:
+        (most, module), phase = arriving, "load"
     weights, cache = measured.weights[gpu.index], measured.cache.get(gpu.index, 0)
-    is_used = peak.peak_bytes > 0
+    is_used = most > 0
     return GPUUse(
         gpu=gpu.index,
         name=gpu.name,
         capacity_bytes=min(gpu.usable_bytes, planned.get(gpu.index, gpu.usable_bytes)),
         weight_bytes=weights,
         kv_bytes=cache,
-        activation_bytes=max(0, peak.peak_bytes - weights - cache),
+        activation_bytes=max(0, most - weights - cache),
         overhead_bytes=gpu.overhead_bytes if is_used else 0,
-        phase=peak.phase if is_used else "",
-        module=peak.module if is_used else "",
+        phase=phase if is_used else "",
+        module=module if is_used else "",
     )
 
 

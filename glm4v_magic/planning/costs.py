@@ -23,6 +23,11 @@ activations
     of size S x S except the mask of a padded batch). Decode needs less. The tower runs over the
     images of all rows before the decoder runs: while it does, the KV cache is still empty, and
     afterwards nothing of it is alive but the visual tokens.
+arrival
+    Counted in transformers' ``core_model_loading.py`` and bitsandbytes' ``nn/modules.py``: beside
+    all weights, which several threads may have brought, there are for one of them the two halves
+    that it is joined of, or what it was before it was quantised or restored. Layers are quantised
+    one by one instead, and before the vision tower is loaded. See `arriving_bytes`.
 overhead
     Every process that uses a GPU pays for a CUDA context; see `core.overhead`.
 
@@ -50,6 +55,7 @@ from glm4v_magic.planning.seen import planned_image
 
 __all__ = [
     "Unit",
+    "arriving_bytes",
     "cache_entries",
     "embedding",
     "gated_projection",
@@ -101,6 +107,8 @@ class Unit:
             the tower's input, the visual tokens that are spliced in, and the embedded tokens that
             are the input of the first decoder layer.
         step_bytes: peak of the activations of a decode step, where it is not that of the prefill.
+        arrival_bytes: peak of what is alive beside the weights while those of the unit are loaded.
+        early_bytes: weights that may be there while those of another unit are loaded.
     """
 
     name: str
@@ -114,6 +122,8 @@ class Unit:
     tower_held_bytes: int = 0
     shared_bytes: int = 0
     step_bytes: int = 0
+    arrival_bytes: int = 0
+    early_bytes: int = 0
 
     @property
     def resident_bytes(self) -> int:
@@ -183,7 +193,7 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
     row = entries // workload.batch - 1
     units: list[Unit] = []
     for before, unit in zip((None, *shape.units), shape.units, strict=False):
-        held = in_tower = unit.buffer_values * _FLOAT32
+        held = in_tower = buffers = unit.buffer_values * _FLOAT32
         transient = step = 0
         for a in unit.activations:
             stays = counts[a.tokens] * (a.held_values * size + a.held_bytes)
@@ -216,12 +226,13 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
         elif unit.packed and counts[_TOKENS[unit.kind]]:
             transient += _of_packed(unit, shape.packed, counts[_TOKENS[unit.kind]], size)
         kv_bytes_per_token = unit.cache_values * size
+        weights = _weight_bytes(unit, workload, size)
         units.append(
             Unit(
                 unit.name,
                 unit.modules,
                 unit.kind,
-                _weight_bytes(unit, workload, size),
+                weights,
                 kv_bytes_per_token,
                 kv_bytes_per_token * entries
                 + workload.batch * (unit.row_values * size + unit.row_bytes),
@@ -230,6 +241,8 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
                 in_tower,
                 handed_on,
                 step,
+                _arrival(unit, workload, size),
+                buffers + (0 if workload.quantize and unit.kind.startswith("vision") else weights),
             )
         )
     return tuple(units)
@@ -262,7 +275,30 @@ def merge(units: Sequence[Unit], name: str, modules: tuple[str, ...], kind: Kind
         held_bytes=sum(unit.held_bytes for unit in units),
         transient_bytes=max(unit.transient_bytes for unit in units),
         tower_held_bytes=sum(unit.tower_held_bytes for unit in units),
+        arrival_bytes=max(unit.arrival_bytes for unit in units),
+        early_bytes=sum(unit.early_bytes for unit in units),
     )
+
+
+def _arrival(unit: UnitShape, workload: Workload, size: int) -> int:
+    """Return the peak of what is alive beside the weights while those of a unit are loaded."""
+    joined = unit.joined_values * (1 if workload.fp8 else size)
+    if workload.quantize is None:
+        return max(joined, unit.restoring_bytes)
+    matrices = [each.rows * each.columns for each in unit.products]
+    return max(joined, max(matrices, default=0) * arriving_bytes(workload.quantize, size))
+
+
+def arriving_bytes(kind: Quantization, size: int) -> int:
+    """Return the bytes per value that are alive while a matrix is quantised, beside the result.
+
+    The matrix in the model's dtype; bitsandbytes makes 8 bits of a second one, in float16.
+
+    Args:
+        kind: how many bits a value has afterwards.
+        size: bytes of a value in the model's dtype.
+    """
+    return size + (_FLOAT16 if kind == "8bit" else 0)
 
 
 def _weight_bytes(unit: UnitShape, workload: Workload, size: int) -> int:

@@ -11,9 +11,9 @@ and nothing at all when ``i == j``, because resident bytes add up while transien
 unit at a time, beside the KV cache of this one and those before it. In a decode step all of the
 cache is there, and one unit's `Item.step`: the larger of the two counts. A transient may contain
 what the unit before keeps resident, which on the same GPU is counted once (`Item.shared`). What is
-resident while the vision tower runs is another sum, with other transients; a GPU needs the larger
-of the two (`needed`). Its *fullness* is what it needs over its capacity. `partition` minimises the
-fullness of the fullest GPU, exactly.
+resident while the vision tower runs is another sum, with other transients, and what is there while
+the weights are loaded a third; a GPU needs the largest of them (`needed`). Its *fullness* is what
+it needs over its capacity. `partition` minimises the fullness of the fullest GPU, exactly.
 
 Why it is exact:
 
@@ -85,6 +85,8 @@ class Item:
         cache: bytes that stay once the unit has run: its KV cache.
         step: bytes needed while the unit runs in a decode step, freed afterwards.
         tower_shared: as `shared`, of `tower_transient` and `tower_resident`.
+        early: as `resident`, while the weights of others are loaded.
+        arrival: as `transient`, while those of the unit are loaded.
     """
 
     resident: int
@@ -96,6 +98,8 @@ class Item:
     cache: int = 0
     step: int = 0
     tower_shared: int = 0
+    early: int = 0
+    arrival: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +217,8 @@ class Tables:
         self._steps = [item.step for item in items]
         self._tower_residents = [item.tower_resident for item in items]
         self._tower_transients = [item.tower_transient for item in items]
+        self._early = [item.early for item in items]
+        self._arrivals = [item.arrival for item in items]
         self._costs: list[list[int] | None] = [None] * self.count
         self.pins = [item.pinned for item in items]
         self.pinned_gpus = {pin for pin in self.pins if pin is not None}
@@ -236,8 +242,15 @@ class Tables:
         tower_sums = accumulate(self._tower_residents[first:])
         in_tower = [self._tower_transients[first], *self._tower_after_others[first + 1 :]]
         tower_peaks = accumulate(in_tower, max)
+        early = accumulate(self._early[first:])
+        arrivals = accumulate(self._arrivals[first:], max)
         return list(
-            map(max, map(add, sums, map(max, peaks, steps)), map(add, tower_sums, tower_peaks))
+            map(
+                max,
+                map(add, sums, map(max, peaks, steps)),
+                map(add, tower_sums, tower_peaks),
+                map(add, early, arrivals),
+            )
         )
 
     def stops(self, budget: int | None) -> list[int]:

@@ -118,6 +118,8 @@ def item_of(unit: Unit, pinned: int | None = None, offloaded: bool = False) -> I
         unit.kv_bytes,
         0 if unit.in_tower else unit.step_bytes + visiting,
         unit.shared_bytes if unit.in_tower else 0,
+        max(0, unit.early_bytes - away),
+        0 if offloaded else unit.arrival_bytes,
     )
 
 

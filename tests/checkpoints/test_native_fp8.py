@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tiny_native
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from tiny_fp8 import LARGEST, restored_by_hand
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import FineGrainedFP8Config
@@ -51,7 +52,6 @@ FP8 = {
     "weight_block_size": list(BLOCK),
     "modules_to_not_convert": SKIPPED,
 }
-LARGEST = 448.0
 
 
 def scheme(kind):
@@ -69,39 +69,6 @@ def skipped(kind):
 
 def block_of(kind):
     return OF_EXPERTS if kind in ("glm4v_moe", "glm5_next") else BLOCK
-
-
-def is_held(name, weight, skipped):
-    matrix = name.endswith(("_proj.weight", "_mqa.weight")) and weight.dim() == 2
-    return matrix and not any(name.startswith(f"{each}.") for each in skipped)
-
-
-def blocks(weight, block):
-    """Scale of every block, and of every value."""
-    rows, columns = block
-    parts = [
-        [part.abs().amax() / LARGEST for part in row.split(columns, dim=1)]
-        for row in weight.split(rows)
-    ]
-    scales = torch.stack([torch.stack(row) for row in parts])
-    of_values = scales.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
-    return scales, of_values[: weight.shape[0], : weight.shape[1]]
-
-
-def restored_by_hand(folder, into, quantization):
-    """Write the weights of a folder in FP8, and return what they are when they are restored."""
-    in_fp8, by_hand = {}, {}
-    for name, weight in load_file(folder / "model.safetensors").items():
-        in_fp8[name] = by_hand[name] = weight
-        if is_held(name, weight, quantization["modules_to_not_convert"]):
-            scales, of_values = blocks(weight, quantization["weight_block_size"])
-            in_fp8[name] = (weight / of_values).to(torch.float8_e4m3fn)
-            in_fp8[f"{name}_scale_inv"] = scales
-            by_hand[name] = in_fp8[name].float() * of_values
-    assert any(name.endswith("_scale_inv") for name in in_fp8)
-    save_file(in_fp8, into / "model.safetensors", metadata={"format": "pt"})
-    configure(into, quantization_config=quantization)
-    return by_hand
 
 
 @pytest.fixture(scope="module")

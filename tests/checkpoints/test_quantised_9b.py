@@ -103,6 +103,15 @@ def quantised(source, folder, form):
     return folder, meant
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", ["4bit", "8bit"])
+def test_what_is_not_quantised_has_the_dtype_of_the_load(saved, form, dtype):
+    folder, _ = saved(form)  # in float16
+    model = resolve(folder).load(dtype=dtype, device_map={"": "cpu"}).model
+    dtypes = {weight.dtype for weight in model.parameters()}
+    assert dtypes == {dtype, torch.uint8 if form == "4bit" else torch.int8}
+
+
 def restored(module):
     weight = module.weight
     if getattr(weight, "quant_state", None) is not None:

@@ -12,6 +12,7 @@ import pytest
 import tiny_native
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_compressed import GROUPS, compressed
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from glm4v_magic.checkpoints import resolve
@@ -244,51 +245,6 @@ def test_weights_that_are_missing_are_said_before(saved, tmp_path):
         resolve(folder)
 
 
-GROUPS = {
-    "float-quantized": {"num_bits": 8, "type": "float", "strategy": "channel"},
-    "pack-quantized": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32},
-}
-
-
-def compressed(source, folder, form):
-    """Write a checkpoint of compressed-tensors; returns the weights that it means."""
-    from compressed_tensors.compressors.pack_quantized.base import pack_to_int32
-
-    shutil.copytree(source, folder)
-    written, meant = {}, {}
-    for name, weight in load_file(source / "model.safetensors").items():
-        written[name] = meant[name] = weight
-        if "language_model.layers" not in name or not name.endswith("_proj.weight"):
-            continue
-        if form == "float-quantized":
-            scale = weight.abs().amax(1, keepdim=True) / 448
-            written[name] = (weight / scale).to(torch.float8_e4m3fn)
-            meant[name] = written[name].float() * scale
-        else:
-            groups = weight.view(weight.shape[0], -1, 32)
-            scale = groups.abs().amax(2) / 7
-            levels = (groups / scale[..., None]).round().clamp(-8, 7)
-            meant[name] = (levels * scale[..., None]).view(weight.shape)
-            del written[name]
-            packed = pack_to_int32(levels.view(weight.shape).to(torch.int8), 4)
-            written[name.replace(".weight", ".weight_packed")] = packed
-            written[f"{name}_shape"] = torch.tensor(weight.shape)
-        written[f"{name}_scale"] = scale
-    save_file(written, folder / "model.safetensors", metadata={"format": "pt"})
-    weights = {**GROUPS[form], "symmetric": True, "dynamic": False}
-    configure(
-        folder,
-        quantization_config={
-            "quant_method": "compressed-tensors",
-            "format": form,
-            "quantization_status": "compressed",
-            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
-            "ignore": ["lm_head", "re:.*visual.*"],
-        },
-    )
-    return meant
-
-
 def configure(folder, **changes):
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
@@ -313,6 +269,38 @@ def test_compressed_tensors_are_restored_and_planned_so(wide, tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "compressed_tensors", None)
     with pytest.raises(OptionError, match=r"pip install 'glm4v_magic\[compressed\]'"):
         resolve(folder).require_usable()
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
+    """A checkpoint with experts, whose layers have whole groups of 32 inputs."""
+    text = {"intermediate_size": 128, "moe_intermediate_size": 64}
+    return tiny_native.write("glm4v_moe", tmp_path_factory.mktemp("experts") / "c", text=text)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("form", ["4bit", "8bit", *GROUPS])
+@pytest.mark.parametrize("family", ["glm4v", "glm4v_moe"])
+def test_what_is_not_quantised_has_the_dtype_of_the_load(
+    request, saved, tmp_path, family, form, dtype
+):
+    """Files have float32, and their packages leave what they do not know as it is."""
+    source = request.getfixturevalue("wide" if family == "glm4v" else "experts")
+    folder = tmp_path / "c"
+    if form in GROUPS:
+        pytest.importorskip("compressed_tensors")
+        compressed(source, folder, form)
+    elif family == "glm4v":
+        folder = saved(form)
+    else:
+        whole(source, form).save_pretrained(folder)
+        for name in (*TOKENIZER, "preprocessor_config.json"):
+            shutil.copy(source / name, folder)
+    loaded = resolve(folder).load(dtype=getattr(torch, dtype), device_map={"": "cpu"})
+    dtypes = {name: weight.dtype for name, weight in loaded.model.named_parameters()}
+    others = {name for name, each in dtypes.items() if each not in (torch.int8, torch.uint8)}
+    assert {dtypes[name] for name in others} == {getattr(torch, dtype)}
+    assert (len(others) < len(dtypes)) == (form not in GROUPS)
 
 
 SCHEMES = [

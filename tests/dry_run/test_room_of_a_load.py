@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import replace
 from functools import cache
 
 import any_split
 import golden
 import pytest
+import tiny_compressed
+import tiny_fp8
 import tiny_native
 import torch
 
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.core.errors import DoesNotFitError
+from glm4v_magic.core.errors import DoesNotFitError, OutOfMemoryError
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.remarks import PYTHON, worded
 from glm4v_magic.dry_run.room import require_room
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.dry_run.text import raise_if_unusable
+from glm4v_magic.engines import local
 from glm4v_magic.hardware import usable
 from glm4v_magic.planning.decision import decide, make_plan
 from glm4v_magic.planning.needs import needs_of_map
@@ -180,3 +184,118 @@ def test_a_load_goes_on_by_prices_only_where_a_dry_run_needs_less(model, kind, s
     assert (most is None) == bool(measured.offloaded)  # those are tried in any case
     for gpu in measured.gpus if most else ():
         assert gpu.total_bytes <= most.get(gpu.gpu, 0), (gpu, given, options)
+
+
+PRECISE = {"context": 40, "images": 0}
+TEXT = {
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [4, 2, 2],
+    },
+    "head_dim": 32,
+}
+ARRIVING = [
+    # what a layer is joined of
+    ("glm4v_moe", "", {}, "load"),
+    ("glm4v_moe", "", {"dtype": "bfloat16"}, "load"),
+    ("glm4v_moe", "", {"dtype": "bfloat16", "quantize": "8bit"}, "load"),
+    ("glm4v_moe", "FP8", {}, "load"),
+    ("glm4v_moe", "FP8", {"dtype": "bfloat16"}, "load"),
+    pytest.param("glm5_next", "", {}, "load", marks=pytest.mark.nightly),
+    # a matrix before it is quantised, or restored
+    ("glm_ocr", "", {"dtype": "bfloat16", "quantize": "8bit"}, "load"),
+    ("glm_ocr", "pack-quantized", {"dtype": "bfloat16"}, "load"),
+    ("glm_ocr", "float-quantized", {"dtype": "bfloat16"}, "load"),
+    ("glm4v_moe", "pack-quantized", {"dtype": "bfloat16"}, "load"),
+    # nothing of the kind
+    ("glm_ocr", "", {"dtype": "bfloat16"}, "prefill"),
+]
+IN_FP8 = {
+    "quant_method": "fp8",
+    "activation_scheme": "dynamic",
+    "weight_block_size": [32, 32],
+    "modules_to_not_convert": ["lm_head", "model.visual"],
+}
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """Folder of a checkpoint whose weights are far larger than what a short prompt needs."""
+
+    @cache
+    def written(kind, form):
+        folder = tmp_path_factory.mktemp(kind) / "c"
+        if not form:
+            text = TEXT if kind != "glm5_next" else {"hidden_size": 256}
+            experts = {"moe_intermediate_size": 128} if kind != "glm_ocr" else {}
+            return tiny_native.write(kind, folder, text=text | experts)
+        if form == "FP8":
+            shutil.copytree(written(kind, ""), folder)
+            tiny_fp8.restored_by_hand(written(kind, ""), folder, IN_FP8)
+        else:
+            pytest.importorskip("compressed_tensors")
+            tiny_compressed.compressed(written(kind, ""), folder, form)
+        return folder
+
+    return written
+
+
+@pytest.mark.parametrize(("kind", "form", "options", "phase"), ARRIVING)
+def test_a_load_takes_no_more_than_its_dry_run_and_prices_say(stored, kind, form, options, phase):
+    if "quantize" in options:
+        pytest.importorskip("bitsandbytes")
+    found = resolve(stored(kind, form))
+    given = {"model.visual": 0, "model.language_model": 1, "lm_head": 0}
+    with VirtualGPUs("2xH100-1GiB", available=True) as gpus:  # which compute in FP8
+        machine = gpus.gpus
+        placed = decide(
+            found.architecture, PlacementOptions(**PRECISE, **options), machine, given, loads=False
+        )
+        engine = local.load(found, placed)
+        rest = gpus.live_bytes[1]
+        peak = torch.cuda.max_memory_allocated(1)
+        engine.close()
+    assert placed.fp8 == (form == "FP8" and not options)
+    measured = dry_run(found.architecture, machine, given, decode_steps=1, **PRECISE, **options)
+    used = measured.gpus[1]
+    assert used.phase == phase
+    assert peak <= used.peak_bytes + 2**10  # buffers
+    if phase == "load":
+        assert rest < peak
+        assert ("experts" in used.module) == (kind != "glm_ocr" and "pack" not in form)
+        # what other threads bring later may not be there yet
+        share = 3 if form == "pack-quantized" else 1.6
+        assert used.peak_bytes < rest + share * (peak - rest)
+    work = replace(
+        PlacementOptions(**PRECISE).workload,
+        dtype=placed.dtype,
+        quantize=placed.quantize,
+        fp8=placed.fp8,
+    )
+    shape = found.architecture.shape()
+    most = needs_of_map(shape, work, placed.device_map, machine, visitors=0)
+    assert used.total_bytes <= most[1] + 2**16  # buffers
+
+
+@pytest.mark.parametrize("room", [2**19, -(2**19)])
+def test_room_for_the_prompt_alone_is_not_enough_for_the_load(stored, monkeypatch, room):
+    """Gates and what is above them are stacked, and both joined, on the GPU of their layer."""
+    folder = stored("glm4v_moe", "")
+    found = resolve(folder).architecture
+    given = {"model.visual": 0, "model.language_model": 0, "lm_head": 0}
+    used = dry_run(found, "1x1GiB", given, decode_steps=1, **PRECISE).gpus[0]
+    gpu = GPU(0, "GPU", 2**30, free_bytes=used.total_bytes + room)
+    with VirtualGPUs([used.peak_bytes + room]):
+        monkeypatch.setattr(usable, "usable_gpus", lambda *_, **__: (gpu,))
+        if room > 0:
+            assert Session().load(folder, device_map=given, **PRECISE).status().info
+            return
+        with pytest.raises(DoesNotFitError, match=r"short \(load, .*experts\)"):
+            Session().load(folder, device_map=given, **PRECISE)
+        placed = decide(found, PlacementOptions(**PRECISE), (GPU(0, "GPU", 2**33),), given)
+        with pytest.raises(OutOfMemoryError):  # as it would have been
+            local.load(resolve(folder), placed)

@@ -23,6 +23,7 @@ from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.options import OBJECTIVES
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.dispatch.hooks import dispatch
+from glm4v_magic.dry_run import arrival
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.planning.costs import price
 from glm4v_magic.planning.decision import make_plan
@@ -198,6 +199,7 @@ def shallow(name):
         ),
     ],
 )
+@pytest.mark.usefixtures("loads_are_left_out")
 def test_each_unit_alone_on_a_gpu_needs_its_price(name, changed, away):
     """A stage of many units hides what one of them needs."""
     model = shallow(name)
@@ -210,9 +212,17 @@ def test_each_unit_alone_on_a_gpu_needs_its_price(name, changed, away):
         assert planned == pytest.approx(measured, rel=0.01), first
 
 
+@pytest.fixture
+def loads_are_left_out(monkeypatch):
+    """Of plans and dry runs: they hide what a prompt needs."""
+    monkeypatch.setattr(arrival, "arrivals", lambda *_: {})
+
+
 def priced(model, options):
+    """The units of a model without what their loads need."""
     work = Workload(**options)
-    return price(model.shape(), replace(work, image_size=image_size_of(model.shape(), work)))
+    units = price(model.shape(), replace(work, image_size=image_size_of(model.shape(), work)))
+    return [replace(each, arrival_bytes=0) for each in units]
 
 
 def placed(model, options, units, places, away=()):
@@ -267,6 +277,7 @@ NO_IMAGES = {"images": 0, "context": 1000}
         ),
     ],
 )
+@pytest.mark.usefixtures("loads_are_left_out")
 def test_no_gpu_needs_more_than_its_price(name, changed):
     """A GPU filled to the last byte has no room for what was not counted, be it a thousandth."""
     model, options = shallow(name), SHALLOW[name] | changed
@@ -276,6 +287,35 @@ def test_no_gpu_needs_more_than_its_price(name, changed):
         places = {each.name: sum(at >= b for b in borders) for at, each in enumerate(units)}
         for planned, measured, first in placed(model, options, units, places):
             assert planned >= measured, (tuple(borders), first, measured - planned)
+
+
+@pytest.mark.usefixtures("loads_are_left_out")
+def test_the_keys_of_all_pools_are_copied_for_each_token_of_several_rows():
+    """GLM-5.3-Flash has pools of 4 tokens, and more values in a key than heads in its index."""
+    config = tiny_native.config("glm5_next", tiny_native.tokenizer("glm5_next"))
+    index = {"index_kpool": 4, "index_head_dim": 128, "index_n_heads": 16}
+    layer = {"layer_types": ["full_attention"], "mlp_layer_types": ["dense"]}
+    config["text_config"] |= index | layer | {"num_hidden_layers": 1}
+    model = NativeArchitecture("glm5_next", config, "config.json")
+    options = {"images": 0, "batch": 2, "context": 800}
+    units = priced(model, options)
+    places = {each.name: int(each.name == "layer.0") for each in units}
+    for planned, measured, first in placed(model, options, units, places):
+        assert planned == pytest.approx(measured, rel=0.01), first
+
+
+@pytest.mark.parametrize("quantize", [None, "8bit", "4bit"])
+@pytest.mark.parametrize("name", ["GLM-4V-9B", "GLM-4.5V"])
+def test_a_plan_for_short_prompts_has_room_for_the_load(name, quantize):
+    model = shallow(name)
+    options = {"images": 0, "context": 100, "quantize": quantize, "objective": "balance"}
+    made = make_plan(model, PlacementOptions(gpus="3x80GiB", **options))
+    measured = dry_run(model, "3x80GiB", made, decode_steps=1)
+    phases = {gpu.phase for gpu in measured.gpus}
+    assert ("load" in phases) == (name == "GLM-4.5V" or quantize == "8bit")
+    for stage in made.stages:
+        total = measured.gpus[stage.gpu].total_bytes
+        assert total <= stage.total_bytes <= 1.01 * total
 
 
 @pytest.mark.nightly

@@ -174,6 +174,7 @@ class Glm4v9bCheckpoint:
                 arrived,
                 options,
                 merges=self._merges,
+                casts={} if packed is None else dict.fromkeys(packed.stored.full(tensors), dtype),
             ),
         )
         if packed is not None:

@@ -16,6 +16,7 @@ from glm4v_magic.checkpoints.glm_native import image_limits
 from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
 from glm4v_magic.checkpoints.glm_native.families import family_of
 from glm4v_magic.checkpoints.glm_native.fp8 import SCALE, Fp8
+from glm4v_magic.checkpoints.glm_native.hybrid import FLOAT32_MODULES
 from glm4v_magic.checkpoints.pretrained import (
     LoadOptions,
     load_weights,
@@ -194,6 +195,7 @@ class NativeCheckpoint:
                 options,
                 restored,
                 self._merges,
+                self._casts(dtype),
             ),
         )
         if self._family.is_recurrent:
@@ -242,6 +244,22 @@ class NativeCheckpoint:
         if own is not None and not (own / _FILES[0]).is_file():
             own = None
         return NativeProcessor(self.name, self.folder, self.config, self._family, own, image_size)
+
+    def _casts(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        """Return the dtypes of the full weights beside those that were published quantised."""
+        if self._stored is None:
+            return {}
+        import torch
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+        transforms = get_checkpoint_conversion_mapping(self.config["model_type"]) or ()
+        stay = FLOAT32_MODULES if self._family.is_recurrent else ()
+        found = {}
+        for name in self._stored.full(self.tensors):
+            if not _BUFFERS.search(name):
+                own = _renamed(name, transforms) if stay else name
+                found[name] = torch.float32 if any(each in own for each in stay) else dtype
+        return found
 
     def _bytes_by_parameter(self) -> dict[str, int]:
         """Return bytes on disk by parameter; the experts of a layer are parts of one."""

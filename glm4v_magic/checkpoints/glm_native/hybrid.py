@@ -17,6 +17,7 @@ from glm4v_magic.checkpoints.glm_native.text import (
     expert_matrices,
     gated,
     in_fp8,
+    joined_experts,
 )
 from glm4v_magic.checkpoints.glm_native.tower import KEPT_VISUAL
 from glm4v_magic.core.model_shape import Activation, UnitShape
@@ -72,6 +73,7 @@ def _layer(text: Mapping[str, Any], index: int) -> UnitShape:
     mlp_values, mlp = _sparse(text) if is_sparse else _dense(text)
     idle = _idle(text) if is_sparse else 0
     corrections = text["n_routed_experts"] if is_sparse else 0  # of the router's scores
+    joined = joined_experts(text) if is_sparse else 0
     activations = (*_streams(text), mlp, *((chosen_experts(text),) if is_sparse else ()))
     if _is_linear(text, index):
         heads, head = text["linear_num_heads"], text["linear_head_dim"]
@@ -86,6 +88,7 @@ def _layer(text: Mapping[str, Any], index: int) -> UnitShape:
             float32_values=kept + in_float32,
             buffer_values=corrections,
             idle_values=idle,
+            joined_values=joined,
             row_values=3 * inner * kernel,
             row_bytes=_FLOAT32 * heads * head * head,
             activations=(*activations, _linear(text)),
@@ -99,6 +102,7 @@ def _layer(text: Mapping[str, Any], index: int) -> UnitShape:
         float32_values=kept,
         buffer_values=corrections,
         idle_values=idle,
+        joined_values=joined,
         cache_values=cache,
         activations=(*activations, *_attention(text)),
     )

@@ -18,6 +18,7 @@ __all__ = [
     "expert_matrices",
     "gated",
     "in_fp8",
+    "joined_experts",
     "text_units",
 ]
 
@@ -226,10 +227,20 @@ def _moe_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
         buffer_values=experts,  # the router's score correction
         products=_products(text, mlp * text["n_shared_experts"], in_one=False),
         idle_values=(experts - text["num_experts_per_tok"]) * 3 * wide * mlp,
+        joined_values=joined_experts(text),
         cache_values=cache,
         pair_products=2 * text["num_attention_heads"] * _head_size(text),
         activations=_with_indices(_experts(text), chosen_experts(text), *_attention(text)),
     )
+
+
+def joined_experts(text: Mapping[str, Any]) -> int:
+    """Return the values of gate and up of all routed experts of a layer, which are one weight.
+
+    In the files each is by itself: transformers stacks the gates, then what is above them, and
+    joins both.
+    """
+    return int(text["n_routed_experts"] * 2 * text["moe_intermediate_size"] * text["hidden_size"])
 
 
 def chosen_experts(text: Mapping[str, Any]) -> Activation:
