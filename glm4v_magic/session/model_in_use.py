@@ -257,10 +257,10 @@ class ModelInUse:
         self, found: Checkpoint, choice: ModelChoice, old: ModelChoice | None
     ) -> Generator[Event, None, Engine]:
         """Load a model. The one before is released only if there is no room for two."""
-        opening = yield from prepare(choice, found, self._recorder)
         holder: ModelInUse = self
         if old is None and self._neighbour is not None and self._neighbour._engine is not None:
             holder, old = self._neighbour, self._neighbour._choice
+        opening = yield from prepare(choice, found, self._recorder, holder._engine)
         if old is None:
             return (yield from opening.load())
         engine = yield from opening.load_beside()

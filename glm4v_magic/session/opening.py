@@ -9,7 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.core.errors import Glm4vError, LoadInterrupted, OptionError, OutOfMemoryError
+from glm4v_magic.core.errors import (
+    DoesNotFitError,
+    Glm4vError,
+    LoadInterrupted,
+    OptionError,
+    OutOfMemoryError,
+)
 from glm4v_magic.core.events import Loading, Starting, Waiting
 from glm4v_magic.core.model import LoadProgress, ModelChoice
 from glm4v_magic.core.options import taken
@@ -109,7 +115,10 @@ def connect(address: ServerAddress) -> Generator[Waiting, None, Engine]:
 
 
 def prepare(
-    choice: ModelChoice, found: Checkpoint, recorder: ActivityRecorder
+    choice: ModelChoice,
+    found: Checkpoint,
+    recorder: ActivityRecorder,
+    released: Engine | None = None,
 ) -> Generator[Starting | Loading, None, Opening | replicas.Opening]:
     """Import what a checkpoint needs, and decide where it goes; nothing is loaded yet.
 
@@ -117,6 +126,7 @@ def prepare(
         choice: model to open.
         found: its checkpoint.
         recorder: records which part of the model is running.
+        released: engine whose model is released where there is no room beside it.
 
     Raises:
         Glm4vError: as `Session.stream_load`.
@@ -132,7 +142,7 @@ def prepare(
     for _ in import_slowly(*_MODULES, *found.modules):
         # With PyTorch there, it is the code of this model that is imported.
         yield begun if is_imported("torch") else Starting("PyTorch")
-    placement, keep = _place(found, choice)
+    placement, keep = _place(found, choice, released)
     yield begun
     found.require_usable()
     return Opening(found, placement, keep, recorder)
@@ -234,8 +244,15 @@ def told_what_was_released(old: ModelChoice) -> Iterator[None]:
     raise LoadInterrupted(old.name)
 
 
-def _place(found: Checkpoint, choice: ModelChoice) -> tuple[Placement, int]:
+def _place(
+    found: Checkpoint, choice: ModelChoice, released: Engine | None = None
+) -> tuple[Placement, int]:
     """Decide where a checkpoint goes on this machine; imports torch if there are GPUs.
+
+    Args:
+        found: the checkpoint.
+        choice: the model, with its options.
+        released: engine whose model makes room.
 
     Returns:
         The placement, and the budget of the prefix cache in bytes.
@@ -243,14 +260,21 @@ def _place(found: Checkpoint, choice: ModelChoice) -> tuple[Placement, int]:
     from glm4v_magic.hardware.cpu import cpu_here
     from glm4v_magic.hardware.usable import usable_gpus
     from glm4v_magic.planning.decision import decide
+    from glm4v_magic.session.room import left_by, tell_who_stays
 
-    gpus = usable_gpus(choice.options.gpus)
-    placement = decide(found.architecture, choice.options, gpus, choice.device_map, cpu=cpu_here())
-    on_gpus = any(place != "cpu" for place in (placement.device_map or {}).values())
-    if choice.device_map is not None and on_gpus:
-        from glm4v_magic.dry_run.room import require_room
+    there = usable_gpus(choice.options.gpus)
+    gpus = left_by(there, released)
+    options, given = choice.options, choice.device_map
+    try:
+        placement = decide(found.architecture, options, gpus, given, cpu=cpu_here())
+        on_gpus = any(place != "cpu" for place in (placement.device_map or {}).values())
+        if given is not None and on_gpus:
+            from glm4v_magic.dry_run.room import require_room
 
-        require_room(found.architecture, placement, choice.options, choice.device_map, gpus)
+            require_room(found.architecture, placement, options, given, gpus)
+    except DoesNotFitError as error:
+        tell_who_stays(error, there, gpus)
+        raise
     return placement, _budget(choice, placement.plan, gpus if on_gpus else ())
 
 

@@ -115,7 +115,10 @@ def _find_root(module: nn.Module) -> nn.Module:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        # Before Python 3.13 a frame keeps what was looked at, even after `del`: those of functions
+        # with variables of a user's are none of ours.
+        is_method = code.co_argcount > 0 and code.co_varnames[0] == "self"
+        owner = frame.f_locals.get("self") if is_method else None
         if isinstance(owner, nn.Module) and any(child is root for child in owner.modules()):
             root = owner
         frame = frame.f_back

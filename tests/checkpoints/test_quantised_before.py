@@ -56,7 +56,10 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     """A checkpoint whose layers have multiples of 64 inputs, as 4 bits on the CPU need."""
-    folder = tmp_path_factory.mktemp("wide") / "full"
+    return with_whole_blocks("glm4v", tmp_path_factory.mktemp("wide") / "full")
+
+
+def with_whole_blocks(kind, folder):
     plain = tiny_native.config
 
     def config(kind, words):
@@ -67,7 +70,7 @@ def wide(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny_native, "config", config)
-        return tiny_native.write("glm4v", folder)
+        return tiny_native.write(kind, folder)
 
 
 @pytest.fixture(scope="module")
@@ -273,9 +276,8 @@ def test_compressed_tensors_are_restored_and_planned_so(wide, tmp_path, monkeypa
 
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory):
-    """A checkpoint with experts, whose layers have whole groups of 32 inputs."""
-    text = {"intermediate_size": 128, "moe_intermediate_size": 64}
-    return tiny_native.write("glm4v_moe", tmp_path_factory.mktemp("experts") / "c", text=text)
+    """A checkpoint with experts."""
+    return with_whole_blocks("glm4v_moe", tmp_path_factory.mktemp("experts") / "full")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

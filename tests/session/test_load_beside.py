@@ -13,7 +13,12 @@ from following import follow
 from shells import TINY
 
 from glm4v_magic.checkpoints import resolve
-from glm4v_magic.core.errors import CheckpointError, LoadInterrupted, OutOfMemoryError
+from glm4v_magic.core.errors import (
+    CheckpointError,
+    DoesNotFitError,
+    LoadInterrupted,
+    OutOfMemoryError,
+)
 from glm4v_magic.core.events import Loading
 from glm4v_magic.engines import local
 from glm4v_magic.hardware import host
@@ -48,13 +53,14 @@ def test_pytorch_is_said_to_start_only_while_it_does(tmp_path, monkeypatch):
 
 @pytest.fixture
 def filled():
-    """A session on a GPU that has room for one model, and what its model says."""
+    """A session whose model takes so much of a GPU that no other fits beside it; what it says."""
     with VirtualGPUs("1x1GiB"):
         session = Session().load(TINY)
         room = torch.empty(800 * 2**20, dtype=torch.uint8, device="cuda:0")
+        session.engine.model.register_buffer("more", room)
+        del room
         yield session, session.ask("What?", **GREEDY).text
         session.unload()
-        del room
 
 
 def loads(session):
@@ -194,3 +200,45 @@ def test_memory_that_is_taken_meanwhile_releases_the_model_before(filled, monkey
     session.load(OTHER)
     assert tried == [True, False]
     assert session.status().info.model == OTHER
+
+
+@pytest.mark.parametrize("given", [None, {"model": 0, "lm_head": 0}], ids=["plan", "map"])
+def test_tensors_of_others_in_this_process_stay(given):
+    """To the driver they are of the same process as the model that makes room."""
+    with VirtualGPUs("1x1GiB") as gpus:
+        session = Session().load(OTHER, device_map=given)
+        engine, at = session.engine, gpus.live_bytes[0]
+        other = torch.empty(800 * 2**20, dtype=torch.uint8, device="cuda:0")
+        with pytest.raises(DoesNotFitError, match=r"tensors .* hold 0\.78 GiB of cuda:0") as caught:
+            session.load(TINY, device_map=given)
+        assert "delete them" in caught.value.hint
+        assert (session.engine, gpus.live_bytes[0]) == (engine, at + other.nbytes)
+        del other  # as it says
+        session.load(TINY, device_map=given)
+        assert session.status().info.model == str(TINY)
+        del engine
+        session.unload()
+
+
+def test_what_nobody_refers_to_any_more_does_not_stay():
+    with VirtualGPUs("1x1GiB"):
+        session = Session().load(OTHER)
+        gc.disable()
+        try:
+            circle = [torch.empty(800 * 2**20, dtype=torch.uint8, device="cuda:0")]
+            circle.append(circle)
+            del circle
+            session.load(TINY)
+        finally:
+            gc.enable()
+        assert session.status().info.model == str(TINY)
+        session.unload()
+
+
+def test_a_little_memory_of_others_is_not_told():
+    with VirtualGPUs([200 * 2**20]):
+        small = torch.empty(2**20, dtype=torch.uint8, device="cuda:0")
+        with pytest.raises(DoesNotFitError) as caught:
+            Session().load(OTHER)
+        assert "tensors of this process" not in str(caught.value)
+        del small

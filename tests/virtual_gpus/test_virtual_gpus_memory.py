@@ -129,3 +129,13 @@ def test_reset_keeps_the_tensors() -> None:
         assert gpus.live_bytes == (2 * MIB,)
         del kept
     assert gpus.live_bytes == (0,)
+
+
+@pytest.mark.parametrize("size", [1000])  # a function with an argument
+def test_what_a_function_deletes_is_free_though_a_module_ran_below_it(size: int) -> None:
+    with VirtualGPUs("1x1GiB") as gpus:
+        held = torch.empty(size, dtype=torch.uint8, device="cuda:0")
+        nn.ReLU()(torch.ones(1, device="cuda:0"))
+        assert gpus.live_bytes == (size,)
+        del held
+        assert gpus.live_bytes == (0,)
