@@ -374,7 +374,8 @@ class VideoParts:
 
     fps: float | None = option(
         None,
-        "Frames per second to look at in a video; the rate of frames that are given.",
+        "Frames per second to look at in a video; the rate of frames that are given, such as those "
+        "of a list in a variable.",
         _OF_VIDEO,
         **_ABOVE_ZERO,
         metavar="N",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 
 __all__ = [
     "brief",
     "clock",
+    "columns",
     "counted",
     "gib",
     "json_text",
     "one_unit",
+    "padded",
     "pixels",
     "printable",
     "readable_bytes",
@@ -44,6 +47,24 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]
 def printable(text: str) -> str:
     """Return `text` without control characters and with every line ending as a newline."""
     return _CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def columns(text: str) -> int:
+    """Return the columns that text takes in a terminal: 2 for each Chinese character."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_columns, text))
+
+
+def _columns(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):  # stands on the one before it
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def padded(text: str, width: int) -> str:
+    """Return text with spaces behind it up to a width in columns of a terminal."""
+    return text + " " * (width - columns(text))
 
 
 _LONGEST_VALUE = 80  # characters

@@ -221,7 +221,7 @@ class LocalEngine:
 
     def require_room(self, request: Request) -> int:
         """Return the number of tokens that may follow; see `engines.Engine.require_room`."""
-        return self._room(self.encode(request))
+        return self._room(self.encode(request), request)
 
     def seen(self, request: Request) -> tuple[SeenImage, ...]:
         """Return what the model sees of each image; see `engines.Engine.seen`."""
@@ -238,16 +238,24 @@ class LocalEngine:
             request.conversation, thinking=sampling.thinking, effort=sampling.effort
         )
 
-    def _room(self, encoded: Encoded) -> int:
+    def _room(self, encoded: Encoded, request: Request) -> int:
         length = encoded.length
         context: int = self.model.config.get_text_config().max_position_embeddings
         room = context - length
         if room < 1:
-            raise ConversationError(
+            error = ConversationError(
                 f"The prompt is {length} tokens long, but {self._info.model} holds "
                 f"{context} with the answer.",
                 "Shorten it, or start a new conversation.",
             )
+            latest = request.conversation.messages[-1]
+            if any(each.role == "assistant" for each in request.conversation.messages):
+                pass  # what was said before takes room, too
+            elif latest.videos:
+                error.advise(code="fewer_frames")
+            elif len(latest.images) > 1:
+                error.advise("Ask about fewer images at once.")
+            raise error
         return room
 
     @property
@@ -343,7 +351,7 @@ class LocalEngine:
 
     def _row(self, number: int, request: Request) -> Row:
         encoded = self.encode(request)
-        room = self._room(encoded)
+        room = self._room(encoded, request)
         with torch_state_kept():
             prompt = self._attempt(lambda: self.prompt(encoded))
         settings = RowSettings(

@@ -43,6 +43,7 @@ _IN_A_CELL = {
     "folder_of_images": "{kinds} The option --over asks about each.",
     "too_many_images": "The option --over asks the same about each.",
     "chat_not_begun": "--chat {name} begins one.",
+    "fewer_frames": "Look at fewer frames (--fps 1), or at a part of the video (--from, --to).",
     "name_column": "Name the one to ask about: --over {source}[{column!r}].",
     "rows_are_alike": (
         "Name the column that holds the images (--over df.image), or write {{{{row.name}}}} in the "

@@ -44,6 +44,7 @@ _OVER_HTTP = {
     "folder_of_images": "{kinds} Send each in a request of its own.",
     "too_many_images": "Send them in several requests.",
     "chat_not_begun": "Send the whole conversation in messages.",
+    "fewer_frames": "Send a shorter video.",
     "name_column": "Name the one to ask about: {column!r}.",
     "rows_are_alike": "Send each row in a request of its own.",
     "file_of_other_rows": "Give another name.",

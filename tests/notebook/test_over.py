@@ -17,6 +17,7 @@ from PIL import Image
 from scripted_server import CHAT, END, MODELS, models, piece, response, scripted_server, stream
 from shells import InterruptingStream
 from test_magics import shown
+from wide_text import wide
 
 from glm4v_magic.core.conversation import Answer, Usage
 from glm4v_magic.core.errors import ImageError
@@ -74,6 +75,12 @@ class TestTable:
         assert "&lt;i&gt;item" in html
         assert "<strong>error</strong>" in html
         assert "&lt;u&gt;no" in html
+
+    def test_chinese_names_keep_the_columns(self):
+        rows = [replace(answered(0, "said"), item=name) for name in ("图 片", "a.png")]
+        lines = rows_bundle(rows)["text/plain"].splitlines()
+        starts = {wide(line[: line.index("said")]) for line in lines if "said" in line}
+        assert len(starts) == 1
 
     def test_twenty_rows_are_shown_and_the_others_counted(self):
         bundle = rows_bundle([answered(index, f"say {index}") for index in range(23)])

@@ -11,6 +11,7 @@ from attacks import ATTACKS
 from html_tree import SCROLLS, Tree
 from markdown_it import MarkdownIt
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
+from wide_text import wide
 
 from glm4v_magic.core.conversation import Answer, Usage
 from glm4v_magic.core.tokens import Alternative, Token
@@ -190,6 +191,11 @@ def test_the_line_tells_the_mean_and_the_least_likely():
         '   50.0%  "a"  "other a" 25.0%',
         '   12.5%  "b"  "other b" 6.2%',
     ]
+
+
+def test_chinese_tokens_keep_the_columns():
+    lines = certainty_text(answer(("猫咪", 0.5), ("b", 0.125))).splitlines()[1:]
+    assert len({wide(line[: line.index('"other')]) for line in lines}) == 1
 
 
 @pytest.mark.parametrize(

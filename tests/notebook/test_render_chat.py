@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from PIL import Image
+from wide_text import wide
 
 from glm4v_magic.core.conversation import Conversation, Message
+from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.images import SourcedImage
 from glm4v_magic.notebook.render.answers.chat import chats_bundle, history_bundle
 
@@ -45,6 +47,22 @@ def test_thinking_is_folded():
     assert line.endswith("</details>")
     assert "<script" not in line
     assert "$x$" not in line
+
+
+def test_chinese_names_keep_the_columns_and_clips_are_counted():
+    clip = SourcedVideo("a.mp4", (4, 4), 1, 1.0, lambda *_: iter(()), 0.0, None, True)
+    chats = [
+        ("图片", Conversation((Message("user", "片段"),))),
+        ("cats", Conversation((Message("user", "What?", videos=(clip,)),))),
+        ("both", Conversation((Message("user", "What?", (IMAGE,), videos=(clip,)),))),
+    ]
+    lines = chats_bundle(chats, "cats")["text/plain"].splitlines()
+    ends = ("latest question", "片段", "What?", "What?")
+    starts = {wide(line.removesuffix(end)) for line, end in zip(lines, ends, strict=True)}
+    assert len(starts) == 1
+    assert [line.partition("question ")[2].split("  ")[0].strip() for line in lines[1:]] == [
+        "0 images", "1 video", "1 image, 1 video",
+    ]  # fmt: skip
 
 
 def test_chats_are_listed_with_the_current_one_marked():

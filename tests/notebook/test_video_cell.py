@@ -67,6 +67,35 @@ def test_an_array_in_a_variable_is_a_video(loaded, shell):
     assert "at 0:00, 0:00.5, 0:01" in said
 
 
+def test_a_list_is_one_of_frames_with_their_rate(loaded, shell):
+    shell.user_ns["frames"] = [tiny_native.image(60, 40, seed).image for seed in range(3)]
+    said = loaded(f"%%glm4v frames --fps 2 {SMALL}\nWhat happens?")
+    assert "frames, 60 x 40 px · the model sees 3 frames of" in said
+    assert "at 0:00, 0:00.5, 0:01" in said
+    loaded(f"%%glm4v frames {SMALL}\nWhat?")
+    assert len(shell.user_ns["_"].images) == 3
+    loaded(f"%%glm4v frames clip.mp4 --fps 2 {SMALL}\nWhat?")  # the rate is of the clip
+    assert len(shell.user_ns["_"].images) == 3
+    for words in ("frames[0]", "frames frames"):
+        assert "video" in loaded(f"%%glm4v {words} --fps 2 {SMALL}\nWhat?", fails=True)
+
+
+def test_a_clip_that_is_too_long_is_looked_at_less_often(run, shell, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "long.mp4", count=900, fps=30)
+    run("%glm4v load demo-4.6v")
+    said = run(f"%%glm4v long.mp4 --fps 30 {SMALL}\nWhat?", fails=True)
+    assert "tokens long, but demo-4.6v holds 2048 with the answer. Look at fewer frames" in said
+    (rate, begin, end) = re.search(r"\((--fps 1)\).*\((--from), (--to)\)", said).groups()
+    run(f"%%glm4v long.mp4 {rate} {SMALL}\nWhat?")
+    run(f"%%glm4v long.mp4 --fps 30 {begin} 1 {end} 2 {SMALL}\nWhat?")
+    shell.user_ns["images"] = [Image.new("RGB", (560, 560))] * 90
+    question = "word " * 150
+    said = run(f"%%glm4v images {SMALL}\n{question}", fails=True)
+    assert "holds 2048 with the answer. Ask about fewer images at once." in said
+    run(f"%%glm4v images[:3] {SMALL}\n{question}")
+
+
 def test_a_row_may_be_a_clip_among_images(loaded, shell, clip):
     for name in ("a.png", "b.png", "c.png"):
         tiny_native.image(60, 40, 1).image.save(clip.with_name(name))

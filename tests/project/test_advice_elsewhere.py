@@ -228,6 +228,7 @@ OUTSIDE = re.compile(
 """Steps outside of this program: pip, a download, a shell, a server of others."""
 
 IN_OTHER_TESTS = {
+    "Ask about fewer images at once.": "notebook/test_video_cell.py",
     "Is the file damaged? Save the adapter again.": "checkpoints/test_adapters.py",
     "Its training went astray: take an earlier step of it.": "checkpoints/test_adapters.py",
     "Load it in another dtype: bfloat16 or float32.": "checkpoints/test_adapters.py",

@@ -35,6 +35,7 @@ from glm4v_magic.notebook.commands.over import over
 from glm4v_magic.notebook.commands.question import (
     clips_of,
     form_asked,
+    frames_of,
     sampling_of,
     show_preview,
     system_of,
@@ -132,9 +133,10 @@ def answer(
         return over(context, arguments, images, typed_question(arguments, text), names)
     _refuse_without_over(arguments)
     question = question_of(arguments, text, names)
-    if not clips_of(images, names):
+    frames = frames_of(arguments, images, names)
+    if not frames and not clips_of(images, names):
         video_parts(arguments, "and there is none on this line")
-    video, before, after = video_of(context, arguments, images, names)
+    video, before, after = video_of(context, arguments, images, names, frames)
     sourced = images_of(context, arguments, [*before, *after], names)
     before_video = None if video is None else count_images(before, names)
     if is_compared:

@@ -25,6 +25,7 @@ from glm4v_magic.outside import json_value, text_of
 __all__ = [
     "clips_of",
     "form_asked",
+    "frames_of",
     "sampling_of",
     "show_preview",
     "system_of",
@@ -143,18 +144,31 @@ def clips_of(words: Sequence[str], names: Mapping[str, Any]) -> list[str]:
     return [word for word in words if is_clip(word) or has_frames(names.get(word))]
 
 
+def frames_of(arguments: Namespace, words: Sequence[str], names: Mapping[str, Any]) -> list[str]:
+    """Return the words that name lists of frames: with ``--fps``, lists of several images."""
+    if arguments.fps is None or clips_of(words, names):
+        return []
+    lists = {word for word in words if isinstance(names.get(word), list | tuple)}
+    return [word for word in words if word in lists and len(names[word]) > 1]
+
+
 def video_of(
-    context: Context, arguments: Namespace, words: Sequence[str], names: Mapping[str, Any]
+    context: Context,
+    arguments: Namespace,
+    words: Sequence[str],
+    names: Mapping[str, Any],
+    frames: Sequence[str] = (),
 ) -> tuple[SourcedVideo | None, Sequence[str], Sequence[str]]:
     """Return the video that a word names, the words before it, and the words after it.
 
-    Without a video all words are before it. ``--fps``, ``--from`` and ``--to`` apply to it.
+    Without a video all words are before it. ``--fps``, ``--from`` and ``--to`` apply to it. Words
+    of `frames` name videos, too.
 
     Raises:
         OptionError: if several words name videos, or an option does not suit the video.
         ImageError: if the video cannot be read.
     """
-    clips = clips_of(words, names)
+    clips = [*clips_of(words, names), *frames]
     if not clips:
         return None, words, []
     if len(clips) > 2:

@@ -7,13 +7,12 @@ what is right is framed, and whiskers and dashes are lines. Tables say all of it
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.remarks import worded
-from glm4v_magic.core.wording import counted, printable
+from glm4v_magic.core.wording import columns, counted, padded, printable
 from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.render import Html, MimeBundle
 from glm4v_magic.notebook.render.answers.boxes import svg_uri
@@ -303,7 +302,7 @@ def _cut(text: str, most: int) -> str:
     text = " ".join(printable(text).split())
     kept, room = "", most
     for character in text:
-        room -= 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        room -= columns(character)
         if room < (0 if len(kept) == len(text) - 1 else 1):
             return f"{kept}…"
         kept += character
@@ -402,9 +401,9 @@ def _more(count: int, noun: str) -> str:
 
 def _text(table: _Table) -> list[str]:
     rows = [list(table.titles), *map(list, table.rows)]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(table.titles))]
+    widths = [max(columns(row[at]) for row in rows) for at in range(len(table.titles))]
     lines = [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        "  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
     return ["", f"{table.name}:", *lines, *filter(None, [table.more])]

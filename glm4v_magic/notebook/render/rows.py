@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.rows import Totals
-from glm4v_magic.core.wording import counted, json_text, printable, readable_seconds
+from glm4v_magic.core.wording import (
+    columns,
+    counted,
+    json_text,
+    padded,
+    printable,
+    readable_seconds,
+)
 from glm4v_magic.images.pdf import name_and_page
 from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.render import MimeBundle
@@ -182,9 +189,9 @@ def _shortened(text: str) -> str:
 
 def _text(rows: Sequence[AnsweredRow]) -> list[str]:
     cells = [(str(row.index), _one_line(_item(row), 40), _cell(row)) for row in rows]
-    widths = [max((len(row[column]) for row in cells), default=0) for column in (0, 1)]
+    widths = [max((columns(row[column]) for row in cells), default=0) for column in (0, 1)]
     return [
-        f"{number:>{widths[0]}}  {item:<{widths[1]}}  {answer}".rstrip()
+        f"{number:>{widths[0]}}  {padded(item, widths[1])}  {answer}".rstrip()
         for number, item, answer in cells
     ]
 

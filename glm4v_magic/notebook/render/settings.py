@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from glm4v_magic.core.wording import printable
+from glm4v_magic.core.wording import columns, padded, printable
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.templates import fill
 
@@ -31,9 +31,9 @@ def settings_bundle(settings: Sequence[Setting]) -> MimeBundle:
 
 
 def _text(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(columns, column)) for column in zip(*rows, strict=True)]
     lines = (
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        "  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True))
         for row in rows
     )
     return "\n".join(line.rstrip() for line in lines)

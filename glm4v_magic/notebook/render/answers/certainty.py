@@ -17,7 +17,7 @@ from itertools import pairwise
 
 from glm4v_magic.core.conversation import Answer
 from glm4v_magic.core.tokens import Alternative, Token
-from glm4v_magic.core.wording import counted, printable
+from glm4v_magic.core.wording import columns, counted, padded, printable
 from glm4v_magic.notebook.render import Html
 from glm4v_magic.notebook.render.templates import fill
 
@@ -77,10 +77,10 @@ def certainty_html(answer: Answer) -> Html:
 def certainty_text(answer: Answer) -> str:
     """Return a table of an answer's tokens as plain text."""
     tokens = answer.tokens or ()
-    width = max((len(shown_token(token)) for token in tokens[:_LINES]), default=0)
+    width = max((columns(shown_token(token)) for token in tokens[:_LINES]), default=0)
+    shown = [(token, padded(shown_token(token), width)) for token in tokens[:_LINES]]
     lines = [
-        f"{percent(token.logprob):>8}  {shown_token(token):<{width}}  {listed(token)}".rstrip()
-        for token in tokens[:_LINES]
+        f"{percent(token.logprob):>8}  {text}  {listed(token)}".rstrip() for token, text in shown
     ]
     more = _more(tokens, _LINES)
     return "\n".join([_line(tokens), *lines, *([more] if more else [])])

@@ -9,7 +9,7 @@ from glm4v_magic.calls.boxes_text import line_of, mark_lines
 from glm4v_magic.core.conversation import Conversation, Message
 from glm4v_magic.core.image import SourcedImage
 from glm4v_magic.core.video import SourcedVideo
-from glm4v_magic.core.wording import counted, pixels, printable
+from glm4v_magic.core.wording import columns, counted, padded, pixels, printable
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.answers.thinking import folded, thought_line
 from glm4v_magic.notebook.render.markdown import literal, safe_markdown
@@ -52,9 +52,9 @@ def chats_bundle(chats: Sequence[tuple[str, Conversation]], current: str) -> Mim
     """Return a table of chats: name, turns, images, and how the latest question begins."""
     rows = [_row(name, chat, is_current=name == current) for name, chat in chats]
     head = ("", "chat", "questions", "images", "latest question")
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    widths = [max(map(columns, column)) for column in zip(head, *rows, strict=True)]
     lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        "  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in (head, *rows)
     ]
     return {"text/plain": "\n".join(lines), "text/html": fill("chats", titles=head, rows=rows)}
@@ -77,6 +77,14 @@ def _text(message: Message) -> str:
     return printable(message.text).strip()
 
 
+def _media(chat: Conversation) -> str:
+    """Count images and videos; of what there is none nothing is said if there is the other."""
+    images, videos = counted(len(chat.images), "image"), counted(len(chat.videos), "video")
+    if not chat.videos:
+        return images
+    return f"{images}, {videos}" if chat.images else videos
+
+
 def _row(name: str, chat: Conversation, *, is_current: bool) -> tuple[str, ...]:
     questions = [message for message in chat.messages if message.role == "user"]
     latest = " ".join(_text(questions[-1]).split()) if questions else ""
@@ -86,6 +94,6 @@ def _row(name: str, chat: Conversation, *, is_current: bool) -> tuple[str, ...]:
         "->" if is_current else "",
         chat_name(name),
         counted(len(questions), "question"),
-        counted(len(chat.images), "image"),
+        _media(chat),
         latest,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glm4v_magic.core.conversation import Answer
-from glm4v_magic.core.wording import printable
+from glm4v_magic.core.wording import columns, padded, printable
 from glm4v_magic.notebook.render import Html
 from glm4v_magic.notebook.render.templates import fill
 
@@ -35,9 +35,9 @@ def choices_text(answer: Answer) -> str:
     Of many only the likeliest are shown, and how many more there are.
     """
     choices = _choices(answer)
-    longest = max((len(each.text) for each in choices), default=0)
+    longest = max((columns(each.text) for each in choices), default=0)
     lines = [
-        f"{each.text:<{longest}} {each.percent:>6} {'#' * (each.width // 5)}".rstrip()
+        f"{padded(each.text, longest)} {each.percent:>6} {'#' * (each.width // 5)}".rstrip()
         for each in choices
     ]
     return "\n".join([*lines, *_more(answer)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from glm4v_magic.core.wording import counted
+from glm4v_magic.core.wording import columns, counted, padded
 from glm4v_magic.inspect.maps import PARTS, of_conversation
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.answers.certainty import certainty_html, percent, shown_token
@@ -152,9 +152,9 @@ def _differing(comparison: Comparison, count: int, most: int, image: int, parts:
 
 
 def _text(rows: list[_Row], telling: list[_Telling], more: str) -> str:
-    wide = max((len(row.one) for row in rows), default=0)
+    wide = max((columns(row.one) for row in rows), default=0)
     lines = [
-        f"{row.one_percent:>8}  {row.one:<{wide}}  {row.other_percent:>8}  {row.other}"
+        f"{row.one_percent:>8}  {padded(row.one, wide)}  {row.other_percent:>8}  {row.other}"
         f"  {row.difference}{' *' if row.is_different else ''}".rstrip()
         for row in rows
     ]
