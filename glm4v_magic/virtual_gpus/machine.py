@@ -12,6 +12,7 @@ import torch
 from torch._C import DispatchKey
 from torch.utils._python_dispatch import _disable_current_modes
 
+from glm4v_magic.virtual_gpus.dtypes import refused_dtype
 from glm4v_magic.virtual_gpus.memory import MemoryLedger
 from glm4v_magic.virtual_gpus.package import PlacementError
 from glm4v_magic.virtual_gpus.recurrent import CELLS, LAYERS, LayerCall
@@ -108,6 +109,7 @@ class Machine:
 
         Raises:
             MixedDeviceError: if CUDA would refuse the devices and `on_mismatch` is ``raise``.
+            NotImplementedError: if CUDA has no kernel for the operator, or none for the dtype.
             PlacementError: if the context of a tensor has been left, or a tensor is on a real GPU.
         """
         tensors = leaves(args, kwargs)
@@ -128,8 +130,16 @@ class Machine:
             if kernel is not None and mismatch.message != NO_DATA:
                 return self._by_parts(operator, kernel, args, kwargs)
             args, kwargs = self._repaired(operator, args, kwargs, device, mismatch)
+        self._check_dtypes(operator, tensors, device)
         with _as_the_base(operator, args):
             return self._run(operator, args, kwargs, device)
+
+    def _check_dtypes(
+        self, operator: Any, tensors: Sequence[torch.Tensor], device: torch.device
+    ) -> None:
+        message = refused_dtype(operator, tensors) if device.type == "cuda" else None
+        if message is not None:
+            raise NotImplementedError(f"{message} ({operator}, {self._where()})")
 
     def _by_parts(
         self, operator: Any, kernel: DispatchKey, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -291,6 +301,7 @@ class Machine:
 
     def _histogram(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """CUDA's ``histc`` takes integers, the CPU kernel only floating-point numbers."""
+        self._check_dtypes(operator, args[:1], args[0].device)
         numbers = content(args[0])
         if numbers.is_floating_point() or numbers.device == META:
             return self._run(operator, args, kwargs, args[0].device)
