@@ -228,7 +228,7 @@ OUTSIDE = re.compile(
 """Steps outside of this program: pip, a download, a shell, a server of others."""
 
 IN_OTHER_TESTS = {
-    "Ask about fewer images at once.": "notebook/test_video_cell.py",
+    "End them (close()) before that block ends.": "virtual_gpus/test_virtual_gpus_context.py",
     "Is the file damaged? Save the adapter again.": "checkpoints/test_adapters.py",
     "Its training went astray: take an earlier step of it.": "checkpoints/test_adapters.py",
     "Load it in another dtype: bfloat16 or float32.": "checkpoints/test_adapters.py",
@@ -250,6 +250,10 @@ def png(side: int = 4) -> bytes:
 SCENES['Name its folder, "." for this one, or its id.'] = (
     lambda: code_folders(""),
     lambda: code_folders("."),
+)
+SCENES["Leave the revision out."] = (
+    lambda: resolve(PACKAGE / "checkpoints/demo", revision="v2"),
+    lambda: resolve(PACKAGE / "checkpoints/demo"),
 )
 MASKED = np.ma.masked_array(np.zeros((4, 4), np.uint8), mask=True)
 SCENES["Say what they are: {}.filled(0)."] = (
