@@ -60,7 +60,7 @@ class CudaFacade:
         self._ledger = ledger
         self._is_available = is_available
         self._thread = threading.local()
-        self._default_streams = [VirtualStream(gpu.index) for gpu in gpus]
+        self._default_streams = [VirtualStream(gpu.index, is_default=True) for gpu in gpus]
 
     def current_device(self) -> int:
         """Index of the GPU chosen in this thread, 0 at first."""

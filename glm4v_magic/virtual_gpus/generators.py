@@ -34,6 +34,10 @@ class VirtualGenerator(_Generator, metaclass=_AnyGenerator):
         where = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
         if where.type == "cuda" and where.index is None:
             where = torch.device("cuda", torch.cuda.current_device())
+        # those that torch.cuda.default_generators has are made before the GPUs are there
+        is_asked = cls is VirtualGenerator and where.type == "cuda"
+        if is_asked and where.index >= torch.cuda.device_count():
+            raise RuntimeError(f"CUDA error: invalid device ordinal: there is no {where}")
         generator._device = where
         return generator
 

@@ -19,14 +19,27 @@ class VirtualStream:
     Args:
         device: the GPU; the current one by default.
         priority: stored, without effect.
+        is_default: that of `device`, made before the GPUs are there.
+
+    Raises:
+        RuntimeError: if `device` is no GPU, or one that is not there.
     """
 
     def __init__(
-        self, device: int | str | torch.device | None = None, priority: int = 0, **_: Any
+        self,
+        device: int | str | torch.device | None = None,
+        priority: int = 0,
+        *,
+        is_default: bool = False,
+        **_: Any,
     ) -> None:
         where = torch.device("cuda", device) if isinstance(device, int) else device
         where = None if where is None else torch.device(where)
+        if where is not None and where.type != "cuda":
+            raise RuntimeError(f"Virtual GPUs have streams on cuda:k alone, and none on {where}")
         index = torch.cuda.current_device() if where is None or where.index is None else where.index
+        if not is_default and index >= torch.cuda.device_count():
+            raise RuntimeError(f"CUDA error: invalid device ordinal: there is no cuda:{index}")
         self.device = torch.device("cuda", index)
         self.device_index = index
         self.priority = priority

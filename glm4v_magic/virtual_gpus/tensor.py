@@ -159,6 +159,13 @@ class VirtualTensor(torch.Tensor):
     def __format__(self, spec: str) -> str:
         return self.item().__format__(spec) if self.dim() == 0 else repr(self).__format__(spec)
 
+    def __copy__(self) -> torch.Tensor:
+        """Return a tensor on the same device that shares its values, as ``copy.copy`` does."""
+        copied = self.detach()
+        if isinstance(self, torch.nn.Parameter):
+            return torch.nn.Parameter(copied, requires_grad=self.requires_grad)
+        return copied.requires_grad_(self.requires_grad)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
         if id(self) not in memo:
             copy = self.detach().clone().requires_grad_(self.requires_grad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import os
@@ -627,3 +628,33 @@ def test_a_process_that_was_forked_has_no_gpus():
             os._exit(9)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
         assert (there + 1).device == GPU
+
+
+@pytest.mark.parametrize("wrap", [lambda t: t, lambda t: torch.nn.Parameter(t), lambda t: t.bool()])
+@pytest.mark.parametrize("values", ["real", "none"])
+def test_a_shallow_copy_shares_its_values_on_the_same_gpu(wrap, values):
+    with VirtualGPUs("2x1GiB", values=values), torch.no_grad():
+        tensor = wrap(torch.ones(2, device="cuda:1"))
+        found = copy.copy(tensor)
+        assert found is not tensor
+        assert (found.device, type(found)) == (tensor.device, type(tensor))
+        assert found.requires_grad == tensor.requires_grad
+        assert found.untyped_storage()._cdata == tensor.untyped_storage()._cdata
+        if values == "real":
+            tensor.zero_()
+            assert found.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("device", ["cuda:2", torch.device("cuda:7"), 2])
+@pytest.mark.parametrize("make", ["Generator", "Stream", "cuda.Stream"])
+def test_there_is_no_generator_or_stream_of_a_gpu_that_is_not_there(make, device):
+    with VirtualGPUs("2x1GiB"):
+        maker = torch.cuda.Stream if make == "cuda.Stream" else getattr(torch, make)
+        with pytest.raises(RuntimeError, match="invalid device ordinal: there is no cuda:"):
+            maker(device)
+        assert maker("cuda:1").device == torch.device("cuda:1")
+
+
+def test_there_is_no_stream_of_the_cpu():
+    with VirtualGPUs("1x1GiB"), pytest.raises(RuntimeError, match="streams on cuda:k alone"):
+        torch.Stream("cpu")
