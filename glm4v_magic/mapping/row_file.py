@@ -356,6 +356,11 @@ class SavedRows(OrderedRows):
     @overload
     def __getitem__(self, index: slice) -> Sequence[AnsweredRow]: ...
     def __getitem__(self, index: int | slice) -> AnsweredRow | Sequence[AnsweredRow]:
+        if isinstance(index, str | list):  # as of the DataFrame that a map returns without a file
+            raise OptionError(
+                f"The rows are in {self.path}, so that their columns are not in memory.",
+                "All of them as a DataFrame are .read(), which has columns.",
+            )
         places = self._places()[index]
         if isinstance(places, int):
             return self._file.row(places)

@@ -12,7 +12,7 @@ from glm4v_magic.calls.refusals import refuse_thinking, refuse_too_many, refuse_
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Conversation, Message, Request, Role
 from glm4v_magic.core.errors import CheckpointError, ConversationError, ImageError, OptionError
-from glm4v_magic.core.options import Effort, Sampling, check, of_requests
+from glm4v_magic.core.options import MOST_IMAGES, Effort, Sampling, check, of_requests
 from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.core.wording import brief, printable
 from glm4v_magic.engines import grammars
@@ -85,6 +85,7 @@ def read_question(
         takes_video: whether it takes video; if not, no clip is decoded.
 
     Raises:
+        ConversationError: if a message has more images than a question may have.
         InputError: if something in it is missing, malformed, or not possible here.
         CheckpointError: if another model is asked for.
     """
@@ -93,6 +94,14 @@ def read_question(
     asked = checked(ChatRequest, content, "The request", OptionError)
     if asked.model is not None and asked.model != model:
         raise CheckpointError(f"There is no model {asked.model!r} here.", f"This is {model}.")
+    for number, message in enumerate(asked.messages, start=1):  # before any is decoded
+        given_here = len(message.urls())
+        if given_here > MOST_IMAGES:
+            raise ConversationError(
+                f"Message {number} has {given_here:,} images, and a question may have "
+                f"{MOST_IMAGES}.",
+                "Ask about fewer at a time.",
+            )
     if any(message.clips() for message in asked.messages):
         refuse_video(model, takes_video)
     options = asked.stream_options

@@ -58,6 +58,10 @@ def test_each_row_is_in_the_file(tmp_path):
     assert [row.index for row in rows[-2:]] == [2498, 2499]
     assert rows.path == file
     assert rows.read().equals(frame.drop(columns="key"))
+    for column in ("answer", ["answer", "error"]):
+        with pytest.raises(OptionError, match=r"their columns are not in memory.*\.read\(\)"):
+            rows[column]
+        assert len(rows.read()[column]) == 2500  # as the message advises
     assert repr(rows) == f"<2,500 rows in {file}>"
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from served import CHAT, JSON, ask, assert_error, data_of, question, send, uri
 
 import glm4v_magic
+from glm4v_magic.core.errors import ConversationError
 from glm4v_magic.core.options import EFFORTS
 from glm4v_magic.core.server_address import API_KEY
 from glm4v_magic.server.protocol import ChatRequest, Only
@@ -301,6 +302,15 @@ class TestImages:
         url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
         content = [{"type": "image_url", "image_url": url}, {"type": "text", "text": "?"}]
         assert_error(ask(server, question(content)), 400, "megapixels")
+
+    def test_more_images_than_a_question_may_have(self):
+        photo = {"type": "image_url", "image_url": {"url": uri(Image.new("RGB", (8, 8)))}}
+        text = {"type": "text", "text": "?"}
+        asked = read_question(question([*[photo] * 100, text]), "m")
+        assert len(asked.requests[0].conversation.images) == 100
+        said = "Message 1 has 101 images, and a question may have 100. Ask about fewer at a time."
+        with pytest.raises(ConversationError, match=said):
+            read_question(question([*[photo] * 101, text]), "m")
 
     def test_two_images_for_a_model_that_takes_one(self, server):
         photo = {"type": "image_url", "image_url": {"url": uri(Image.new("RGB", (8, 8)))}}
