@@ -63,6 +63,10 @@ _SPEED = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?b)/s", re.IGNORECASE | re
 _COUNT_FIRST = re.compile(r"(?P<count>[0-9]+)\s+(?P<name>.+)", re.ASCII)
 _COUNT_LAST = re.compile(r"(?P<name>.*[0-9b\s])[x×]\s*(?P<count>[0-9]+)", re.IGNORECASE | re.ASCII)
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?b)", re.IGNORECASE | re.ASCII)
+_UNIT = re.compile(r"[kmgt]i?b\b", re.IGNORECASE | re.ASCII)
+_SEPARATOR = re.compile(r"\s*[,;，、；＋]\s*")
+"""What people write between GPUs in place of ``+``."""
+
 _EXAMPLE = 'Write for example "4x16GiB", "24+16+12GiB", "2xT4", "24GiB@936GB/s" or "cpu".'
 _LONGEST = 200
 _TAKEN = 0.15  # of the nominal size, by error correction and the driver: at most
@@ -334,13 +338,19 @@ def _meant(part: str) -> str:
     first = _COUNT_FIRST.fullmatch(part)
     if first is not None and _is_readable(meant := f"{first['count']}x{first['name']}"):
         return f'Did you mean "{meant}"?'
+    joined = _SEPARATOR.sub("+", part)
+    if joined != part and all(map(_is_readable, joined.split("+"))):
+        return f'Different GPUs are joined by +: "{joined}".'
     match = _NAMED.fullmatch(part)
     name = "" if match is None else match["name"].replace("-", " ")
     if not (any(map(str.isalpha, name)) and any(map(str.isdigit, name))):
         return _EXAMPLE
     if capability_of(name):  # of a laptop, or a part of a GPU
         return _add_memory(part)
-    return f"{did_you_mean(name, (model.name for model in GPU_MODELS))} {_EXAMPLE}".strip()
+    meant = did_you_mean(name, (model.name for model in GPU_MODELS))
+    is_name = name[0].isalpha() and not _UNIT.search(name) and _is_readable(f"{part}-16GiB")
+    way = f"{_add_memory(part)} {_EXAMPLE}" if is_name else _EXAMPLE
+    return f"{meant} {way}".strip()
 
 
 def _add_memory(part: str) -> str:

@@ -182,3 +182,26 @@ def test_not_a_string() -> None:
 def test_usable_bytes_is_the_free_memory_where_it_is_known() -> None:
     assert GPU(0, "GPU", 16 * GIB).usable_bytes == 16 * GIB
     assert GPU(0, "GPU", 16 * GIB, free_bytes=0).usable_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("4x16GiB,8GiB", "4x16GiB+8GiB"),
+        ("RTX 4090, RTX 3090", "RTX 4090+RTX 3090"),
+        ("2xT4;L4", "2xT4+L4"),
+        ("24GiB，16GiB", "24GiB+16GiB"),
+        ("24GiB＋16GiB", "24GiB+16GiB"),
+    ],
+)
+def test_gpus_that_are_not_joined_by_a_plus(text, meant):
+    with pytest.raises(GPUDescriptionError) as caught:
+        parse_gpus(text)
+    assert f'Different GPUs are joined by +: "{meant}".' in str(caught.value)
+    assert len(parse_gpus(meant)) >= 2
+
+
+def test_what_is_added_to_a_name_that_is_not_known():
+    with pytest.raises(GPUDescriptionError, match='Add its memory, as in "M3-Max-16GiB"'):
+        parse_gpus("M3-Max")
+    assert parse_gpus("M3-Max-16GiB")[0].total_bytes == 16 * 2**30

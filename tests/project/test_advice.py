@@ -147,6 +147,7 @@ ROOMS = (
 """Where sentences of advice are searched: whatever decides where a model goes, or runs it there."""
 
 SENTENCES_OF_OTHERS = {
+    'Different GPUs are joined by +: "{}".': "core/test_gpu_spec.py",
     "Give one size for all.": "planning/test_machines.py",
     "Install it with: pip install 'glm4v_magic[lora]'": "checkpoints/test_adapters.py",
     "Move it elsewhere, or give another name.": "mapping/test_row_file.py",
