@@ -100,7 +100,7 @@ def read_question(
             raise ConversationError(
                 f"Message {number} has {given_here:,} images, and a question may have "
                 f"{MOST_IMAGES}.",
-                "Ask about fewer at a time.",
+                "Ask about fewer images at once.",
             )
     if any(message.clips() for message in asked.messages):
         refuse_video(model, takes_video)

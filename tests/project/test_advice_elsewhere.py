@@ -229,6 +229,8 @@ OUTSIDE = re.compile(
 
 IN_OTHER_TESTS = {
     "End them (close()) before that block ends.": "virtual_gpus/test_virtual_gpus_context.py",
+    "All of them as a DataFrame are .read(), which has columns.": "mapping/test_row_file.py",
+    "Ask about fewer images at once.": "notebook/test_video_cell.py",
     "Is the file damaged? Save the adapter again.": "checkpoints/test_adapters.py",
     "Its training went astray: take an earlier step of it.": "checkpoints/test_adapters.py",
     "Load it in another dtype: bfloat16 or float32.": "checkpoints/test_adapters.py",

@@ -308,7 +308,7 @@ class TestImages:
         text = {"type": "text", "text": "?"}
         asked = read_question(question([*[photo] * 100, text]), "m")
         assert len(asked.requests[0].conversation.images) == 100
-        said = "Message 1 has 101 images, and a question may have 100. Ask about fewer at a time."
+        said = r"has 101 images, and a question may have 100\. Ask about fewer images at once\."
         with pytest.raises(ConversationError, match=said):
             read_question(question([*[photo] * 101, text]), "m")
 
