@@ -85,9 +85,9 @@ class _StandIn(nn.Module):
             matrix = self.weight.new_empty((rows, columns), dtype=values.dtype)
             return functional.linear(values, matrix, self.bias)
         levels = values.to(torch.float16).to(torch.int8)
-        # A row alone: virtual GPUs make values of small matrices of integers, which take memory.
+        # A row alone, and no product, which GPUs have of integers by bitsandbytes' kernel only.
         row = self.weight[:columns].view(torch.int8).view(1, columns)
-        functional.linear(levels.flatten(0, -2)[:1], row)  # refuses mixed devices
+        torch.add(levels.flatten(0, -2)[:1], row)  # refuses mixed devices
         product = levels.new_empty((*values.shape[:-1], rows), dtype=torch.int32)
         result = product.to(torch.float16)
         del product

@@ -84,10 +84,8 @@ def _place(shell: InteractiveShell, error: BaseException) -> str | None:
 
 
 def _is_generated(frame: FrameType) -> bool:
-    """Tell whether code was written by `dataclasses` for a class of ours."""
-    return frame.f_code.co_filename == "<string>" and str(
-        frame.f_globals.get("__name__")
-    ).startswith(f"{_PACKAGE}.")
+    """Tell whether code is of a module of ours, as what `dataclasses` write, which has no file."""
+    return str(frame.f_globals.get("__name__")).startswith(f"{_PACKAGE}.")
 
 
 def _cell(shell: InteractiveShell, filename: str) -> str | None:

@@ -416,10 +416,10 @@ def test_ways_out_that_are_taken_already_are_not_offered() -> None:
     [
         ({"pin": {"visoin": 0}}, DeviceMapError,
          "GLM-4V-9B has no unit 'visoin' to pin. Did you mean vision?"),
-        ({"pin": {"head": 7}}, DeviceMapError, "'head' is pinned to cuda:7, which is not there."),
+        ({"pin": {"head": 7}}, DeviceMapError, "'head' is pinned to cuda:7, which is not there. Pin it to one that is there."),
         ({"pin": {"vision": 0, "layer.0": 1, "head": 0}}, DeviceMapError,
          "The pins contradict each other: no contiguous split follows them."),
-        ({"order": [0, 5]}, DeviceMapError, "The order names cuda:5, which is not there."),
+        ({"order": [0, 5]}, DeviceMapError, "The order names cuda:5, which is not there. Name those that are there."),
         ({"order": [0, 0]}, DeviceMapError, "The order names a GPU twice."),
         ({"order": []}, DeviceMapError, "The order names no GPU."),
         ({"order": "best"}, OptionError,
