@@ -279,7 +279,7 @@ def test_several_images_of_one_row():
         ("1x1GiB", {"context": 300}, "300 tokens is longer than .* allows \\(256\\)"),
         ("1x1GiB", {"context": 2}, "too short for 1 image"),
         ("1x1GiB", {"context": 5}, "5 tokens has no room for text beside 1 image"),
-        ("1x1GiB", {"images": 2}, "takes 1 image per conversation, not 2"),
+        ("1x1GiB", {"images": 2}, "takes 1 image, not 2"),
         ("1x1GiB", {"text_tokens": 0}, "5 tokens has no room for text"),
         ("1x1GiB", {"dtype": "int4"}, "Unknown dtype 'int4'"),
         ("0x1GiB", {}, "'0x1GiB' has a count below one"),

@@ -178,7 +178,7 @@ def test_maps_that_are_wrong(run, tmp_path, content, message):
         ("GLM-4V-9B --gpus 200x16GiB", "describes more than 128 GPUs"),
         ("GLM-4V-9B --gpus 1x16GiB", "GLM-4V-9B does not fit on 15.52 GiB: "),
         ("GLM-4V-9B --gpus 4x16GiB --context 9000", "is longer than GLM-4V-9B allows (8,192)."),
-        ("GLM-4V-9B --gpus 4x16GiB --images 2", "takes 1 image per conversation, not 2."),
+        ("GLM-4V-9B --gpus 4x16GiB --images 2", "takes 1 image, not 2."),
         (
             "GLM-4V-9B --gpus 4x16GiB --batch 0",
             "--batch is 0, but must be a whole number from 1 to 4,096.",

@@ -160,7 +160,7 @@ def test_reloading_with_a_wrong_setting_leaves_what_is_there(plain_shell, monkey
         plain_shell.run_line_magic("reload_ext", "glm4v_magic")
     plain_shell.run_line_magic("unload_ext", "glm4v_magic")
     monkeypatch.setenv("GLM4V_TEMPERATURE", "hot")
-    with pytest.raises(UsageError, match=r"greedy\)\.$"):
+    with pytest.raises(UsageError, match=r"greedy\)\. glm4v_magic was not loaded\."):
         plain_shell.run_line_magic("load_ext", "glm4v_magic")
 
 

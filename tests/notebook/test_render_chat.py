@@ -52,7 +52,7 @@ def test_thinking_is_folded():
 def test_chinese_names_keep_the_columns_and_clips_are_counted():
     clip = SourcedVideo("a.mp4", (4, 4), 1, 1.0, lambda *_: iter(()), 0.0, None, True)
     chats = [
-        ("图片", Conversation((Message("user", "片段"),))),
+        ("图像", Conversation((Message("user", "片段"),))),
         ("cats", Conversation((Message("user", "What?", videos=(clip,)),))),
         ("both", Conversation((Message("user", "What?", (IMAGE,), videos=(clip,)),))),
     ]

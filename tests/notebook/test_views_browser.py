@@ -199,7 +199,7 @@ def test_a_word_is_chosen_by_keyboard_and_mouse(page):
     expect(look.get_by_label("layer", exact=True)).to_contain_text("4", timeout=1000 * SECONDS)
     look.get_by_label("method").select_option("gradient")
     expect(look.get_by_role("alert")).to_contain_text("virtual GPUs", timeout=1000 * SECONDS)
-    look.get_by_label("words of each layer").check()
+    look.get_by_role("checkbox", name="words of each layer").check()
     look.get_by_label("method").select_option("covering parts")
     expect(look.get_by_role("region")).to_contain_text("layer 4", timeout=1000 * SECONDS)
     assert serious(page, LOOK) == []
