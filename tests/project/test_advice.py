@@ -397,7 +397,7 @@ def test_memory_is_freed_or_idle_gpus_are_used():
     with VirtualGPUs("2x1GiB") as gpus:
         session, others = Session(), []
         with pytest.raises(OutOfMemoryError) as caught:
-            load_beside(session, lambda: others.append(occupy(0, gpus, 200_000)))
+            load_beside(session, lambda: others.append(occupy(0, gpus, 99_000)))
         assert "free memory there, use the idle GPUs too (objective=" in str(caught.value)
         session.load(TINY, objective="balance")
         assert "cuda:1" in session.status().info.devices
@@ -412,9 +412,7 @@ def test_more_gpus_or_a_plan_instead_of_a_map():
     with VirtualGPUs("2x1GiB") as gpus:
         session, others = Session(), []
         with pytest.raises(OutOfMemoryError, match=r"use more GPUs.* let a plan take the place of"):
-            load_beside(
-                session, lambda: others.append(occupy(0, gpus, 200_000)), device_map={"": 0}
-            )
+            load_beside(session, lambda: others.append(occupy(0, gpus, 99_000)), device_map={"": 0})
         planned = session.load(TINY, max_memory={1: "1GiB"})
         assert planned.status().info.devices == ("cuda:1",)
         others.clear()

@@ -331,7 +331,7 @@ def test_several_images_boxes_and_a_clip_are_answered_as_anyone_would():
 def test_the_chinese_twin_on_several_images_is_answered_in_chinese():
     said = dict(SCRIPT["questions_and_answers"](committed(SEVERAL.with_suffix(".zh.ipynb"))))
     for question, right in (
-        ("monday tuesday --thinking off\n哪张图里有绿色的三角形？", "图2有绿色的三角形。"),
+        ("monday tuesday --thinking off\n哪张图里有三角形？", "图2有三角形。"),
         ("monday tuesday --thinking off -o compared\n哪张图里的图形更多？", "图2的图形更多。"),
         ("tuesday --thinking off -o found\n绿色的三角形在哪里？", "绿色的三角形在[["),
     ):
