@@ -289,7 +289,8 @@ def test_room_for_the_prompt_alone_is_not_enough_for_the_load(stored, monkeypatc
     given = {"model.visual": 0, "model.language_model": 0, "lm_head": 0}
     used = dry_run(found, "1x1GiB", given, decode_steps=1, **PRECISE).gpus[0]
     gpu = GPU(0, "GPU", 2**30, free_bytes=used.total_bytes + room)
-    with VirtualGPUs([used.peak_bytes + room]):
+    # What is read is freed a little earlier or later.
+    with VirtualGPUs([used.peak_bytes + 4 * room]):
         monkeypatch.setattr(usable, "usable_gpus", lambda *_, **__: (gpu,))
         if room > 0:
             assert Session().load(folder, device_map=given, **PRECISE).status().info
