@@ -378,11 +378,19 @@ def test_a_reader_of_events_finds_json_in_each(served):
     assert [json.loads(event.removeprefix("data: ")) for event in events]
 
 
-def test_a_server_that_has_ended_leaves_no_engine_running(served):
-    server, model = served
+@pytest.fixture
+def engines():
+    """The engines' threads that run since; those of replicas in this process live as long as it."""
+    before = threading.enumerate()
+    return lambda: [
+        each
+        for each in threading.enumerate()
+        if each.name.startswith("engine") and each not in before
+    ]
 
-    def engines():
-        return [each for each in threading.enumerate() if each.name.startswith("engine")]
+
+def test_a_server_that_has_ended_leaves_no_engine_running(engines, served):
+    server, model = served
 
     assert ask(server, question())[0] == 200
     assert len(engines()) == 1
