@@ -248,13 +248,13 @@ class LocalEngine:
                 f"{context} with the answer.",
                 "Shorten it, or start a new conversation.",
             )
-            latest = request.conversation.messages[-1]
-            if any(each.role == "assistant" for each in request.conversation.messages):
-                pass  # what was said before takes room, too
-            elif latest.videos:
-                error.advise(code="fewer_frames")
-            elif len(latest.images) > 1:
-                error.advise("Ask about fewer images at once.")
+            *before, latest = request.conversation.messages
+            # What was said before takes room, too; alone, it is the images or frames.
+            if not any(each.role == "assistant" for each in before):
+                if latest.videos:
+                    error.advise(code="fewer_frames")
+                elif len(latest.images) > 1:
+                    error.advise("Ask about fewer images at once.")
             raise error
         return room
 

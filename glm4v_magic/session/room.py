@@ -23,8 +23,8 @@ __all__ = ["fits_beside", "left_by", "tell_who_stays"]
 _TIMES_FREE = 2
 """Free host memory, as a multiple of what a model takes: too little ends the process."""
 
-
-_NOTICEABLE = 100  # a part of a GPU that is worth a word
+_NOTICEABLE = 100
+"""The hundredth part of a GPU is worth a word."""
 
 
 def left_by(gpus: Sequence[GPU], released: Engine | None) -> tuple[GPU, ...]:
