@@ -11,8 +11,9 @@ A template is that of `str.format`, and its fields are the names of the values::
 A value is a number or a text, another remark, or several remarks: ``{ways}`` makes of those
 "a, b or c", ``{ways:numbered}`` "(1) a; (2) b; (3) c". Where front ends differ only in how an
 option is written or what is restarted, the template is in `COMMON`: ``{option:offload}`` is each
-one's own spelling, ``{named:offload}`` that of the name alone, and ``{process}`` is "the kernel",
-"Python" or "the server".
+one's own spelling, ``{both:quantize=4bit,offload}`` that of several which go together,
+``{named:offload}`` that of the name alone, and ``{process}`` is "the kernel", "Python" or "the
+server".
 
 The words for Python are here, and not in a room further up: every room can be used from Python
 alone, so this is what `str` of an error says wherever it was raised, and no front end has to be
@@ -38,12 +39,14 @@ class Words:
             an option that is only turned on.
         process: name of the process that a user of this front end restarts.
         named: spells the name of an option alone.
+        between: what is written between two options.
     """
 
     templates: Mapping[str, str]
     spelled: Callable[[str, str], str]
     process: str
     named: Callable[[str], str]
+    between: str = " "
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,12 @@ def worded(text: Text, words: Words) -> str:
         return " ".join(filter(None, (worded(part, words) for part in text)))
     template = words.templates.get(text.code) or COMMON.get(text.code, "")
     values = {name: _said(value, words) for name, value in text.values.items()}
-    own = {"option": _Option(words), "named": _Named(words), "process": words.process}
+    own = {
+        "option": _Option(words),
+        "both": _Both(words),
+        "named": _Named(words),
+        "process": words.process,
+    }
     return template.format_map({**values, **own})
 
 
@@ -113,6 +121,18 @@ class _Option:
     def __format__(self, spec: str) -> str:
         name, _, value = spec.partition("=")
         return self._words.spelled(name, value)
+
+
+class _Both:
+    """Options that go together in a template: ``{both:quantize=4bit,offload}``."""
+
+    def __init__(self, words: Words) -> None:
+        self._words = words
+
+    def __format__(self, spec: str) -> str:
+        return self._words.between.join(
+            f"{_Option(self._words):{each}}" for each in spec.split(",")
+        )
 
 
 class _Named:
@@ -301,7 +321,7 @@ COMMON: Mapping[str, str] = {
     ),
     "four_bit_and_offloading_fit": (
         "4-bit weights ({size} instead of {before}), {away} of them offloaded to "
-        "host memory, fit ({option:quantize=4bit}, {option:offload}; fullest GPU {fullness})"
+        "host memory, fit ({both:quantize=4bit,offload}; fullest GPU {fullness})"
     ),
     "four_bit_does_not_fit": ("4-bit weights ({size} instead of {before}) do not fit either"),
     "offloading_does_not_fit": (
@@ -417,5 +437,5 @@ _IN_PYTHON = {
     ),
 }
 
-PYTHON = Words(_IN_PYTHON, _as_keyword, "Python", str)
+PYTHON = Words(_IN_PYTHON, _as_keyword, "Python", str, ", ")
 """Words for callers of the package from Python."""

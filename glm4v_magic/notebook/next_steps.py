@@ -128,7 +128,11 @@ CELL = Words(_IN_A_CELL, as_typed, "the kernel", flag_of)
 """Words for magics; see `core.remarks`."""
 
 PYTHON_IN_CELL = Words(
-    {**PYTHON.templates, **_PYTHON_IN_A_CELL}, PYTHON.spelled, CELL.process, PYTHON.named
+    {**PYTHON.templates, **_PYTHON_IN_A_CELL},
+    PYTHON.spelled,
+    CELL.process,
+    PYTHON.named,
+    PYTHON.between,
 )
 """Words for calls of Python in a cell."""
 

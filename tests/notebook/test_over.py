@@ -141,6 +141,9 @@ class TestTable:
         ('df["image"]', ["What?"] * 3),
         ("df[df.n>1].image", ["What?"] * 2),
         ("df.image.head(1)", ["What?"]),
+        ("df[1:]", ["What?"] * 2),
+        ("df[1:3].image", ["What?"] * 2),
+        ("df.loc[df.index[1]:,['image','n']]", ["What?"] * 2),
     ],
 )
 def test_words_that_stand_for_images(run, shell, tiny, photos, word, prompts):

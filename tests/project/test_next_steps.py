@@ -96,7 +96,7 @@ def template(front: str, code: str) -> str:
 def fields(text: str) -> set[str]:
     found = set()
     for _, name, spec, _ in Formatter().parse(text):
-        found |= {name} if name not in (None, "option", "named", "process") else set()
+        found |= {name} if name not in (None, "option", "both", "named", "process") else set()
         found |= fields(spec) if spec else set()
     return found
 
@@ -151,6 +151,15 @@ def test_an_option_is_spelled_as_one_gives_it():
         assert worded(fits, words) == f"a context of 2,048 fits ({option}; fullest GPU 90%)"
     for words, option in ((PYTHON, 'quantize="4bit"'), (HTTP, "--quantize 4bit")):
         assert f"({option})" in worded(remark("four_bit"), words)
+    both = remark(
+        "four_bit_and_offloading_fit", **dict.fromkeys(("size", "before"), 1), away=1, fullness=1
+    )
+    for words, options in (
+        (PYTHON, 'quantize="4bit", offload=True'),
+        (CELL, "--quantize 4bit --offload"),
+        (HTTP, "--quantize 4bit --offload"),
+    ):
+        assert f"({options}; fullest GPU" in worded(both, words)
     assert "(offload=True)" in said("Python", "offloading_fits")
     assert "(--offload)" in said("cell", "offloading_fits")
 

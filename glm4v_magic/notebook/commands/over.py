@@ -401,7 +401,14 @@ def _column(word: str, names: Mapping[str, Any]) -> Items | None:
         if column not in frame and hasattr(frame, tree.attr):  # df.index
             return None
     else:
+        if any(isinstance(each, ast.Slice) for each in _parts(tree.slice)):  # df[:10]
+            return None
         column = looked_up(ast.unparse(tree.slice), names)
         if not isinstance(column, str | int):  # df[df.n > 3]
             return None
     return items_of(frame, word, column=column)
+
+
+def _parts(index: ast.expr) -> Sequence[ast.expr]:
+    """Return what stands between the brackets, apart if there are commas."""
+    return index.elts if isinstance(index, ast.Tuple) else (index,)
