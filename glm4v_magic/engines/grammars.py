@@ -44,8 +44,12 @@ MISSING = "An answer of this form needs the package llguidance, which is not ins
 INSTALL = "Install it with: pip install llguidance"
 _STRIPPED = r"([^\s\x1c-\x1f]((.|\n)*[^\s\x1c-\x1f])?)?"
 """Text without surrounding whitespace as Python defines it, like every answer."""
-_LAYOUT = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
-"""JSON spaced as Python writes it: with free whitespace a model could write spaces forever."""
+_LAYOUT = {"whitespace_flexible": True, "whitespace_pattern": r"( |\n[ \t]{0,32})?"}
+"""JSON as models write it, compact, with spaces as of Python, or in indented lines.
+
+A model that was trained on one of them writes nonsense in another. With free whitespace it could
+write spaces forever.
+"""
 _MOST_COMPILED = 32
 _LONGEST_FAULT = 200
 _UNKNOWN_KEYWORDS = re.compile(r"Unimplemented keys: (\[.*\])")

@@ -79,3 +79,13 @@ def test_its_thoughts_name_what_is_there_and_are_no_part_of_the_answer(session):
         assert "think" not in answer.text
         right += answer.thinking == each.exchange.thought
     assert right >= 12
+
+
+def test_json_that_it_writes_by_itself_it_writes_where_it_has_to(session):
+    """A grammar that knows another layout of JSON leads it astray from the first colon on."""
+    (case,) = (each for each in cases() if each.name == "boxes")
+    for each in questions(case, SAMPLE, 1, "trained"):
+        asked = {"images": list(each.images), "thinking": False, "temperature": 0}
+        free = session.ask(each.exchange.question, **asked)
+        held = session.ask(each.exchange.question, format="json", **asked)
+        assert (held.text, held.boxes) == (free.text, free.boxes)

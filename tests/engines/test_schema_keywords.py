@@ -95,8 +95,12 @@ SILENT = {
 
 def takes(schema, value):
     """Whether the value can be written while the schema is followed."""
+    return takes_text(schema, json.dumps(value))
+
+
+def takes_text(schema, text):
     guide = grammars.Grammars(ByBytes(), 257, [256]).guide(Constraint(schema=json.dumps(schema)))
-    for byte in json.dumps(value).encode():
+    for byte in text.encode():
         if not guide.allowed()[byte]:
             return False
         guide.take(byte)
@@ -118,6 +122,26 @@ def by_bytes(monkeypatch):
 
 def left_out(schema):
     return grammars.left_out(Constraint(schema=json.dumps(schema)))
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [{"separators": (",", ":")}, {}, {"indent": 2}, {"indent": 4}, {"indent": "\t"}],
+    ids=["compact", "Python's", "two spaces", "four spaces", "tabs"],
+)
+def test_json_is_laid_out_as_a_model_has_learnt_it(layout):
+    schema = {"type": "array", "items": {"type": "object"}}
+    for value in (
+        [{"bbox_2d": [90, 110], "label": "a, b: c"}, {}],
+        [{"a": [[], [1, {"b": None}]]}],
+    ):
+        assert takes_text(schema, json.dumps(value, **layout))
+
+
+@pytest.mark.parametrize("blank", ["  ", "\n\n", "\n" + 33 * " ", "\r", "\x0b"])
+def test_no_whitespace_goes_on_for_ever(blank):
+    for text in (f"[{blank}1]", f"[1,{blank}2]", f"[1{blank}]", f'[{{"a":{blank}1}}]'):
+        assert not takes_text({"type": "array"}, text)
 
 
 def test_all_keywords_are_looked_at():
