@@ -165,8 +165,10 @@ def resolve(
         raise fault
     repository = source.place.repository
     if download and hub.names_a_repository(repository):
-        _require_known(hub.download_config(repository, source.revision))  # before its weights
-        return _open(source, hub.download(repository, source.revision))
+        with source.naming_adapter():
+            _require_known(hub.download_config(repository, source.revision))  # before its weights
+            folder = hub.download(repository, source.revision)
+        return _open(source, folder)
     raise source.missing()
 
 
@@ -176,8 +178,9 @@ def _open(source: Source, folder: Path) -> Checkpoint:
     from glm4v_magic.checkpoints.glm_native import families
 
     notice = DEMO_NOTICE if source.place.text in DEMOS else ""
-    _require_known(folder)  # before the headers of weights are read
-    contents = read_contents(folder)
+    with source.naming_adapter():
+        _require_known(folder)  # before the headers of weights are read
+        contents = read_contents(folder)
     adapter = source.adapter or contents.adapter
     if adapter is not None:
         contents = with_adapter(contents, adapter, str(folder / "config.json"))

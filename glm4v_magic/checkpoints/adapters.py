@@ -23,6 +23,7 @@ from glm4v_magic.checkpoints.trained_names import (
     plain_names,
 )
 from glm4v_magic.core.errors import CheckpointError
+from glm4v_magic.core.hub_page import MAIN_BRANCHES
 from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.outside import checked
@@ -84,6 +85,7 @@ class _Config(BaseModel):
     alpha: Scale = _ALPHA
     alpha_pattern: dict[str, Scale] | None = None
     base_model_name_or_path: str | None = None
+    revision: str | None = None
     lora_bias: bool | None = False
     use_rslora: bool | None = False
     use_dora: bool | None = False
@@ -185,6 +187,7 @@ class Adapter:
         folder: the folder.
         config: its parsed ``adapter_config.json``.
         base: name or folder of the model that it was trained on; empty if it does not say.
+        base_revision: commit, branch or tag of that model; ``None`` for its main branch.
         parts: its weights, by their plain names.
         replaced: weights of modules that were trained as a whole.
     """
@@ -194,6 +197,7 @@ class Adapter:
     base: str
     parts: Mapping[str, TensorInfo]
     replaced: Mapping[str, TensorInfo]
+    base_revision: str | None = None
 
     @property
     def kind(self) -> str:
@@ -315,7 +319,9 @@ def read_adapter(folder: Path, tensors: Mapping[str, TensorInfo] | None = None) 
     whole, parts = plain_names(tensors, str(folder))
     if not whole and not parts:
         raise CheckpointError(f"The adapter {folder} holds no weights.", _FOREIGN)
-    return Adapter(folder, config, read.base_model_name_or_path or "", parts, whole)
+    base = read.base_model_name_or_path or ""
+    revision = None if read.revision in MAIN_BRANCHES else read.revision or None
+    return Adapter(folder, config, base, parts, whole, revision)
 
 
 def _require_kind(kind: str, file: Path) -> None:

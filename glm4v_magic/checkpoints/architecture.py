@@ -7,6 +7,7 @@ No weights, no tokenizer, no download. Each family implements `Architecture` in 
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING
 from glm4v_magic.checkpoints.kinds import require_known
 from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
+from glm4v_magic.core.hub_page import MAIN_BRANCHES
 from glm4v_magic.core.model import DEMOS, Architecture
 from glm4v_magic.core.wording import printable
 from glm4v_magic.outside import expanded, is_file, path_text
 
 if TYPE_CHECKING:
-    from glm4v_magic.checkpoints.adapters import Adapter
     from glm4v_magic.checkpoints.contents import Contents
+    from glm4v_magic.checkpoints.sources import Source
 
 __all__ = ["architecture", "of_contents"]
 
@@ -39,7 +41,7 @@ def architecture(
         source: folder, repository in a cache, name of a published checkpoint (in any case, with or
             without its owner), one of `DEMOS`, or a ``config.json``.
         revision: commit, branch or tag of a repository; of a published checkpoint that is not here
-            the configuration of the main branch is taken.
+            the configuration of the main branch is taken, and `unseen_revision` says so.
         base: model that the adapter is for; ``None`` for what it says itself.
         lora: folder of an adapter for the model.
         tries_adapter: whether to refuse an adapter that peft cannot merge, as a load does; imports
@@ -65,13 +67,14 @@ def architecture(
     name = place.published.name if is_own and place.published is not None else found.name
     for folder in place.folders:
         if not place.in_cache or (folder / "config.json").is_file():
-            return _read(
-                name if is_own else text, folder / "config.json", found.adapter, tries_adapter
-            )
+            return _read(name if is_own else text, folder / "config.json", found, tries_adapter)
     if place.published is not None and place.published.configured_as is not None:
         files = resources.files("glm4v_magic.checkpoints") / "published"
         with resources.as_file(files / f"{place.published.configured_as}.json") as file:
-            return _read(name, file)
+            made = _read(name, file)
+        if found.revision is not None and found.revision not in MAIN_BRANCHES:
+            made.unseen_revision = found.revision
+        return made
     if found.adapter is not None:
         raise found.missing()
     if place.published is not None:
@@ -90,22 +93,31 @@ def architecture(
 
 
 def _read(
-    name: str, file: Path, adapter: Adapter | None = None, tries_adapter: bool = False
+    name: str, file: Path, source: Source | None = None, tries_adapter: bool = False
 ) -> Architecture:
+    """Return the architecture of a configuration, and of the weights that are beside it.
+
+    Args:
+        name: name of the checkpoint.
+        file: its ``config.json``.
+        source: what the model is made of; ``None`` for the file alone.
+        tries_adapter: as for `architecture`.
+    """
     from glm4v_magic.checkpoints.adapted import with_adapter
     from glm4v_magic.checkpoints.contents import read_config_alone, read_contents
     from glm4v_magic.checkpoints.files import holds_weights
 
     has_weights = file.name == "config.json" and holds_weights(file.parent)
-    alone = read_config_alone(file, is_beside_weights=has_weights)
-    found = of_contents(name, alone, str(file))
+    with nullcontext() if source is None else source.naming_adapter():
+        alone = read_config_alone(file, is_beside_weights=has_weights)
+        found = of_contents(name, alone, str(file))
     if not has_weights:
         return found
     try:
         contents = read_contents(file.parent)
     except CheckpointError:  # of weights that are missing or damaged, a plan needs none
         return of_contents(name, read_config_alone(file), str(file))
-    adapter = adapter or contents.adapter
+    adapter = contents.adapter if source is None or source.adapter is None else source.adapter
     if adapter is not None:
         contents = with_adapter(contents, adapter, str(file))
     if tries_adapter:

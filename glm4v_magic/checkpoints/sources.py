@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glm4v_magic.checkpoints.hub import CONFIGS
-from glm4v_magic.checkpoints.names import named_in_path
+from glm4v_magic.checkpoints.names import named, named_in_path
 from glm4v_magic.checkpoints.places import Place, find_place, not_found
 from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.hub_page import is_hub_page, read_hub_page
@@ -41,14 +42,17 @@ class Source:
     Attributes:
         name: name of the checkpoint.
         place: where its weights are.
-        revision: commit, branch or tag to download; of an adapter, not of its base.
+        revision: commit, branch or tag to download; of the base, where the name is an adapter's.
         adapter: adapter to merge into them; ``None`` without one.
+        base: what the base of the adapter is called, by itself or by the user; empty if the adapter
+            was given for a model.
     """
 
     name: str
     place: Place
     revision: str | None = None
     adapter: Adapter | None = None
+    base: str = ""
 
     @property
     def other_base(self) -> str:
@@ -62,14 +66,57 @@ class Source:
 
     def missing(self) -> CheckpointError:
         """Return the error that the weights are not on this machine."""
-        if self.adapter is None or self.place.text != self.adapter.base:
+        if self.adapter is None or not self.base:
             return not_found(self.place.repository)
-        return CheckpointError(
-            f"The adapter {self.adapter.folder} was trained on "
-            f"{printable(self.place.text)!r}, which is not here.",
-            code="base_not_here",
-            base=named_in_path(self.place.text) or "FOLDER",
-        )
+        what = f"{_wanted(self.adapter, self.base)}, which is not here."
+        if self.base == self.adapter.base:
+            return CheckpointError(what, code="base_not_here", base=_likely(self.base))
+        return CheckpointError(what, not_found(self.base).hint)
+
+    @contextmanager
+    def naming_adapter(self) -> Iterator[None]:
+        """Say of errors of the weights inside the block which adapter they are wanted for."""
+        if self.adapter is None or not self.base:
+            yield
+            return
+        with _naming(self.adapter, self.base):
+            yield
+
+
+@contextmanager
+def _naming(adapter: Adapter, base: str) -> Iterator[None]:
+    """Say of errors inside the block that they are about the base of an adapter.
+
+    Args:
+        adapter: the adapter.
+        base: what its base is called.
+    """
+    try:
+        yield
+    except (CheckpointError, OptionError) as error:
+        why = re.sub(r"^The(?=\b|re\b)", "the", error.what)
+        error.what = f"{_wanted(adapter, base)}: {why}"
+        if base == adapter.base and error.code == type(error).code:
+            error.advise(error.hint, code="base_not_here", base=_likely(base))
+        raise
+
+
+def _wanted(adapter: Adapter, base: str) -> str:
+    is_own = base == adapter.base
+    how = "was trained on" if is_own else "is to be merged into"
+    return f"The adapter {adapter.folder} {how} {printable(base)!r}"
+
+
+def _likely(base: str) -> str:
+    """Return another name of a published model that a base seems to be, or else ``FOLDER``."""
+    page = read_hub_page(base)
+    repository = base if page is None else page.repository
+    name = named_in_path(repository)
+    known = None if name is None else named(name)
+    if known is None:
+        return "FOLDER"
+    is_itself = named(repository) is not None
+    return known.same_sizes or ("FOLDER" if is_itself else known.name)
 
 
 def _last_part(path: str) -> str:
@@ -124,7 +171,7 @@ def find_source(
         _refuse_base(text, base)
         return Source(place.name, place, revision)
     adapter = read_adapter(adapters[0])
-    return Source(place.name, _base_of(adapter, base), None, adapter)
+    return _with_base(place.name, adapter, base)
 
 
 def _repository(text: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -201,7 +248,14 @@ def _only(place: Place) -> Path:
     )
 
 
-def _base_of(adapter: Adapter, base: str | os.PathLike[str] | None) -> Place:
+def _with_base(name: str, adapter: Adapter, base: str | os.PathLike[str] | None) -> Source:
+    """Find the base of an adapter.
+
+    Args:
+        name: name of the adapter.
+        adapter: the adapter.
+        base: what the user calls its base; ``None`` for what it says itself.
+    """
     from glm4v_magic.checkpoints.adapters import holds_adapter
 
     if base is None and not adapter.base:
@@ -210,17 +264,22 @@ def _base_of(adapter: Adapter, base: str | os.PathLike[str] | None) -> Place:
             code="base_not_here",
             base="FOLDER",
         )
-    if base is not None:
-        found = find_place(*_repository(os.fspath(base)))
-    else:
+    text = adapter.base if base is None else os.fspath(base)
+    with _naming(adapter, text):
         # A path in the file may be relative to where it was trained, or to the adapter.
-        beside = adapter.folder.parent / adapter.base
-        relative = not is_folder(adapter.base) and is_folder(beside)
-        found = find_place(str(beside) if relative else adapter.base)
+        beside = adapter.folder.parent / text
+        if base is None and not is_folder(text) and is_folder(beside):
+            repository, revision = str(beside), None
+        else:
+            repository, revision = _repository(text)
+            is_repository = "/" in repository and not is_there(expanded(repository))
+            if base is None and revision is None and is_repository:
+                revision = adapter.base_revision
+        found = find_place(repository, revision)
     if any(map(holds_adapter, found.folders)):
         raise CheckpointError(
             f"{found.text} is an adapter itself, so that {adapter.folder} cannot be merged into "
             "it.",
             "Merge them one after the other with peft (merge_and_unload).",
         )
-    return found
+    return Source(name, found, revision, adapter, text)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import parse_qs, unquote
 
-__all__ = ["HubPage", "is_hub_page", "read_hub_page"]
+__all__ = ["MAIN_BRANCHES", "HubPage", "is_hub_page", "read_hub_page"]
 
 _HOSTS = r"(?:huggingface\.co|hf\.co|hf-mirror\.com|modelscope\.(?:cn|com|ai))"
 _PAGE = re.compile(
@@ -22,7 +22,9 @@ _OTHERS = frozenset((
     "organization", "organizations", "papers", "pricing", "settings", "spaces", "studios", "tasks",
 ))  # fmt: skip
 """What stands in the place of an owner on pages that are about no model."""
-_MAIN = ("main", "master")
+MAIN_BRANCHES = ("main", "master")
+"""Names of the main branch on the hub and on ModelScope."""
+
 _IN_CACHE = re.compile(rf"models--(?P<owner>{_NAME}?)--(?P<name>{_NAME})")
 
 
@@ -65,4 +67,4 @@ def read_hub_page(text: str) -> HubPage | None:
     if ".." in revision.split("/"):
         return None
     name = found["name"].removesuffix(".git")
-    return HubPage(f"{found['owner']}/{name}", None if revision in _MAIN else revision)
+    return HubPage(f"{found['owner']}/{name}", None if revision in MAIN_BRANCHES else revision)

@@ -204,12 +204,14 @@ class Architecture(Protocol):
         config: the parsed ``config.json``.
         max_images: maximum number of images in a row; ``None`` for no limit.
         thinks: whether the model can think before it answers.
+        unseen_revision: revision that was asked for, but is not here; see `ModelShape`.
     """
 
     name: str
     config: dict[str, Any]
     max_images: int | None
     thinks: bool
+    unseen_revision: str
 
     def shape(self) -> ModelShape:
         """Return the model's sizes; imports no torch."""

@@ -223,6 +223,8 @@ class ModelShape:
         least_image_tokens: visual tokens of the smallest image, without those around it.
         tower_first: whether the vision tower runs before the ids are embedded.
         masks_pairs: whether a batch of rows of different lengths has a mask of all pairs of tokens.
+        unseen_revision: revision that was asked for, but is not here, so that these are the sizes
+            of the published main branch; empty for none.
     """
 
     name: str
@@ -242,6 +244,7 @@ class ModelShape:
     least_image_tokens: int = 1
     tower_first: bool = False
     masks_pairs: bool = True
+    unseen_revision: str = ""
 
     @property
     def image_tokens(self) -> int:

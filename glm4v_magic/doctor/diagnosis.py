@@ -15,6 +15,7 @@ from glm4v_magic.doctor.finding import Finding
 from glm4v_magic.doctor.software import software
 from glm4v_magic.hardware.gpus import FoundGPU
 from glm4v_magic.planning.costs import price
+from glm4v_magic.planning.decision import unseen
 
 __all__ = ["diagnose"]
 
@@ -29,6 +30,7 @@ def diagnose(facts: Facts) -> tuple[Finding, ...]:
         *_gpus(facts),
         *_links(facts),
         *_files(facts),
+        *_revision(facts),
         fit(facts),
         *review(facts),
         _disk(facts),
@@ -39,8 +41,8 @@ def diagnose(facts: Facts) -> tuple[Finding, ...]:
 def _files(facts: Facts) -> Iterator[Finding]:
     """Judge the files of a folder; yields nothing if they can be loaded."""
     if facts.fault is not None:
-        why, step = facts.fault
-        yield Finding("checkpoint", "fail", "its files cannot be loaded", why, step)
+        why, *step = facts.fault
+        yield Finding("checkpoint", "fail", "its files cannot be loaded", why, tuple(step))
 
 
 def _driver(facts: Facts) -> Iterator[Finding]:
@@ -179,6 +181,12 @@ def _links(facts: Facts) -> Iterator[Finding]:
         "each hop is slower.",
         remark("fewer_hops"),
     )
+
+
+def _revision(facts: Facts) -> Iterator[Finding]:
+    """Yield a finding if a revision is asked for that is not here; only the hub knows it."""
+    for note in unseen(facts.shape):
+        yield Finding("revision", "warn", "not looked at", note)
 
 
 def _disk(facts: Facts) -> Finding:

@@ -27,6 +27,7 @@ from glm4v_magic.core.errors import CheckpointError, OptionError, reason
 from glm4v_magic.core.gpu_spec import ANY_CPU, CPU, GPU, gpus_of
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.model_shape import ModelShape
+from glm4v_magic.core.remarks import Remark
 from glm4v_magic.hardware.cpu import cpu_here
 from glm4v_magic.hardware.driver import Driver, Link, find_driver, find_links
 from glm4v_magic.hardware.gpus import FoundGPU, find_gpus, import_torch_if_needed, is_apple
@@ -148,7 +149,7 @@ class Facts:
     python_required: str
     packages: tuple[Package, ...]
     is_here: bool = False
-    fault: tuple[str, str] | None = None
+    fault: tuple[str | Remark, ...] | None = None
     found_gpus: tuple[FoundGPU, ...] = ()
     described: tuple[GPU, ...] | None = None
     driver: Driver | None = None
@@ -218,13 +219,13 @@ def gather(
         torch_cuda=torch_cuda,
         links=find_links(found_gpus),
         host_bytes=host_bytes(),
-        disk=_disk(shape.name),
+        disk=_disk(shape.name, is_main=not shape.unseen_revision),
         hub=_hub() if hub else None,
         cpu=cpu_here(),
     )
 
 
-def _files(model: str, made_of: Mapping[str, Any]) -> tuple[bool, tuple[str, str] | None]:
+def _files(model: str, made_of: Mapping[str, Any]) -> tuple[bool, tuple[str | Remark, ...] | None]:
     """Return whether a checkpoint's files are here, and why `load` would refuse them.
 
     A download that was cut short is not a fault: it goes on when the checkpoint is loaded.
@@ -243,7 +244,7 @@ def _files(model: str, made_of: Mapping[str, Any]) -> tuple[bool, tuple[str, str
     except (CheckpointError, OptionError) as error:  # or a package that it needs is missing
         if place.in_cache and any(map(is_cut_short, place.folders)):
             return False, None
-        return True, (error.what, error.hint)
+        return True, error.text
     except ImportError:  # another finding tells which package is missing
         pass
     return True, None
@@ -293,7 +294,13 @@ def _torch_cuda() -> TorchCuda:
     return TorchCuda(torch.version.cuda or "", usable, problem)
 
 
-def _disk(model: str) -> Disk | None:
+def _disk(model: str, *, is_main: bool = True) -> Disk | None:
+    """Look at the disk that a model is downloaded to.
+
+    Args:
+        model: its name.
+        is_main: whether the revision is one of which the cache may have files.
+    """
     try:
         from huggingface_hub.constants import HF_HUB_CACHE
     except ImportError:
@@ -304,7 +311,8 @@ def _disk(model: str) -> Disk | None:
         free = shutil.disk_usage(existing).free
     except OSError:
         return None
-    return Disk(str(folder), free, max(_downloads(folder, model), default=0))
+    found = max(_downloads(folder, model), default=0) if is_main else 0
+    return Disk(str(folder), free, found)
 
 
 def _downloads(cache: Path, model: str) -> Iterator[int]:

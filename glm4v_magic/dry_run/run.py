@@ -35,6 +35,7 @@ from glm4v_magic.planning.decision import (
     refuse_options_of_a_plan,
     refuse_plan_of_another,
     require_quantised_on_gpus,
+    unseen,
 )
 from glm4v_magic.planning.device_map import place_of, settle
 from glm4v_magic.planning.files import read_given
@@ -156,12 +157,12 @@ def dry_run(
     if isinstance(given, Plan):
         refuse_plan_of_another(given, architecture)
     work = _workload(asked, given)
-    told: tuple[Remark, ...] = ()
+    told = tuple(unseen(shape))
     by_transformers = isinstance(device_map, str) and device_map in _BY_TRANSFORMERS
     if work.context is None and text_tokens is None and given is None and not by_transformers:
         planned = make_plan(architecture, asked, described, cpu=cpu_here())
         work = replace(work, context=planned.workload.context)
-        told = tuple(note for note in planned.notes if note.code == "context_shortened")
+        told += tuple(note for note in planned.notes if note.code == "context_shortened")
     fits = work if text_tokens is None else replace(work, context=None)
     work = replace(work, image_size=image_size_of(shape, fits))
     image = planned_image(shape, work)
@@ -183,7 +184,7 @@ def dry_run(
         placement = _by_transformers(architecture, asked, described)
     else:
         placement = _placed(architecture, asked, described, given, work)
-        placement = replace(placement, notes=(*told, *placement.notes))
+    placement = replace(placement, notes=(*told, *placement.notes))
     return _run(architecture, described, placement, inputs, work, decode_steps)
 
 

@@ -61,6 +61,7 @@ __all__ = [
     "refuse_options_of_a_plan",
     "refuse_plan_of_another",
     "require_quantised_on_gpus",
+    "unseen",
 ]
 
 
@@ -145,7 +146,12 @@ def make_plan(
             error.plan = replace(error.plan, limits=limits)
         raise
     _refuse_more_host_memory(made, shape, options)
-    notes = (*chosen.notes, *made.notes, *(() if gpus else _without_effect(options)))
+    notes = (
+        *unseen(shape),
+        *chosen.notes,
+        *made.notes,
+        *(() if gpus else _without_effect(options)),
+    )
     return replace(made, notes=notes, limits=limits)
 
 
@@ -310,6 +316,12 @@ def decide(
 def _shortened(made: Plan | None) -> Iterator[Remark]:
     """Yield the note on a context that nobody asked for, which is not the model's longest."""
     yield from (note for note in (made.notes if made else ()) if note.code == "context_shortened")
+
+
+def unseen(shape: ModelShape) -> Iterator[Remark]:
+    """Yield the note on a revision that is not here: nobody knows whether there is one."""
+    if shape.unseen_revision:
+        yield remark("revision_unseen", revision=printable(shape.unseen_revision))
 
 
 def refuse_options_of_a_plan(

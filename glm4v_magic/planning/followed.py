@@ -33,7 +33,9 @@ def followed(made: Plan, shape: ModelShape, gpus: Sequence[GPU]) -> Plan:
     stages = tuple(_on(stage, here, sizes) for stage in made.stages)
     speed = speed_limit(shape, stages, gpus, made.workload)
     known = speed.tokens_per_second is not None
-    return replace(made, stages=stages, speed=speed if known else made.speed)
+    # it was not here when the plan was made
+    notes = tuple(note for note in made.notes if note.code != "revision_unseen")
+    return replace(made, stages=stages, notes=notes, speed=speed if known else made.speed)
 
 
 def capacities(made: Plan, gpus: Sequence[GPU]) -> dict[int, int]:

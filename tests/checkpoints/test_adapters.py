@@ -12,6 +12,7 @@ import golden
 import pytest
 import tiny_native
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
@@ -23,8 +24,10 @@ from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.events import Finished
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.placement import PlacementOptions
-from glm4v_magic.doctor import gather
+from glm4v_magic.core.remarks import worded
+from glm4v_magic.doctor import diagnose, gather
 from glm4v_magic.engines import local
+from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.planning.decision import Placement, decide
 from glm4v_magic.session.session import Session
 from glm4v_magic.virtual_gpus import VirtualGPUs
@@ -581,7 +584,7 @@ def test_doctor_says_what_load_says(adapter):
     edit(adapter, r=3)
     with pytest.raises(CheckpointError) as caught:
         Session().load(adapter)
-    assert gather((), model=str(adapter)).fault == (caught.value.what, caught.value.hint)
+    assert gather((), model=str(adapter)).fault == caught.value.text
 
 
 def scale(folder, factor):
@@ -709,6 +712,8 @@ def test_options_without_meaning(given, said):
         ("/data/models/ZhipuAI/glm-4v-9b/", "GLM-4V-9B"),
         (r"D:\models\GLM-4.1V-9B-Base", "GLM-4.1V-9B-Base"),
         ("somebody/glm4.1v-9b-thinking-bnb-4bit", "GLM-4.1V-9B-Thinking"),
+        ("zai-org/GLM-4.5V-FP8", "GLM-4.5V"),  # by which a plan finds sizes
+        ("https://huggingface.co/somebody/glm-4v-9b-chat/tree/main", "GLM-4V-9B"),
         ("/data/glm-4v-9bis", "FOLDER"),
         ("/data/base", "FOLDER"),
     ],
@@ -719,10 +724,94 @@ def test_a_base_of_another_machine_is_known_by_its_name(adapter, trained_on, bas
         resolve(adapter)
 
 
-def test_a_base_that_is_not_there_is_said_of_the_base(adapter):
-    for look in (resolve, architecture):
-        with pytest.raises(CheckpointError, match="There is no checkpoint 'nowhere'"):
-            look(adapter, base="nowhere")
+def looks(adapter, **options):
+    """Ways to an adapter of which each needs its base."""
+    return (
+        lambda: resolve(adapter, **options),
+        lambda: architecture(adapter, **options),
+        lambda: gather((), model=str(adapter), **options),
+        lambda: Session().load(adapter, **options),
+    )
+
+
+def test_a_base_that_is_not_there_is_said_of_the_base(adapter, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(adapter / "hub"))
+    wanted = f"The adapter {adapter} is to be merged into"
+    for base in ("nowhere", str(adapter.parent / "gone"), "me/nothing"):
+        for look in looks(adapter, base=base):
+            with pytest.raises(CheckpointError, match=f"^{wanted} '{base}'(, which is not here|:)"):
+                look()
+    wanted = f"The adapter {adapter} was trained on"
+    for base in ("nowhere", str(adapter.parent / "gone"), "me/nothing", "zai-org/GLM-4.5V-FP8"):
+        edit(adapter, base_model_name_or_path=base)
+        for look in looks(adapter):
+            with pytest.raises(CheckpointError, match=rf"^{wanted} '{base}'.* base=\"") as caught:
+                look()
+            assert "\n" not in str(caught.value)
+            assert f'base="{base}"' not in str(caught.value)  # which would say the same again
+    edit(adapter, base_model_name_or_path="GLM-4V-9B")
+    with pytest.raises(CheckpointError, match=r'HF_HUB_OFFLINE is set\. Say .*: base="FOLDER"\.'):
+        Session().load(adapter)
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("empty", r"config\.json cannot be read: .*base=\"FOLDER\"\. Is this the folder"),
+        ("broken", r"config\.json is not valid JSON.*base=\"FOLDER\"\. The file is damaged"),
+        ("broken/config.json", r"is a file\. Say where its base is"),
+        ("http://127.0.0.1:1/v1", r"is a server: .*\. Say where its base is: base=\"FOLDER\"\."),
+    ],
+)
+def test_a_base_that_is_of_no_use_is_said_of_the_adapter(adapter, tmp_path, base, said):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    base = base if ":" in base else str(tmp_path / base)
+    edit(adapter, base_model_name_or_path=base)
+    for look in looks(adapter):
+        with pytest.raises(
+            (CheckpointError, OptionError), match=f"was trained on '{base}': .*{said}"
+        ):
+            look()
+        assert looks(adapter, base=golden.CHECKPOINT)[0]()
+
+
+def test_doctor_says_the_whole_advice(adapter, tmp_path):
+    (tmp_path / "cut").mkdir()
+    shutil.copy(golden.CHECKPOINT / "config.json", tmp_path / "cut")
+    edit(adapter, base_model_name_or_path=str(tmp_path / "cut"))
+    facts = gather((), model=str(adapter))  # a plan needs no weights
+    (found,) = (each for each in diagnose(facts) if each.subject == "checkpoint")
+    assert "cut holds no weights" in worded(found.reason, CELL)
+    assert worded(found.next_step, CELL).startswith(
+        "Say where its base is: --base FOLDER. Download"
+    )
+
+
+def test_the_revision_of_the_base_is_that_of_the_training(adapter, monkeypatch):
+    root = adapter.parent / "hub" / "models--me--base"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root.parent))
+    (root / "refs").mkdir(parents=True)
+    for name, commit in (("main", "0" * 40), ("v1", "1" * 40)):
+        (root / "refs" / name).write_text(commit)
+        shutil.copytree(golden.CHECKPOINT, root / "snapshots" / commit)
+    page = "https://huggingface.co/me/base"
+    for base, revision, commit in (
+        ("me/base", None, "0"),
+        ("me/base", "v1", "1"),
+        ("me/base", "master", "0"),
+        (page, None, "0"),
+        (f"{page}/tree/v1", None, "1"),
+        (f"{page}/tree/v1", "main", "1"),
+    ):
+        edit(adapter, base_model_name_or_path=base, revision=revision)
+        assert resolve(adapter).folder.name == commit * 40
+    edit(adapter, base_model_name_or_path="me/base", revision="v1")
+    assert resolve(adapter, base="me/base").folder.name == "0" * 40
+    edit(adapter, base_model_name_or_path=str(golden.CHECKPOINT), revision="v1")
+    assert resolve(adapter).folder == golden.CHECKPOINT  # a folder has none
 
 
 def test_nothing_else_is_said(adapter):

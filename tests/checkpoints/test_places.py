@@ -24,13 +24,21 @@ from glm4v_magic.checkpoints.hub import snapshot_in
 from glm4v_magic.checkpoints.names import named
 from glm4v_magic.checkpoints.places import find_place
 from glm4v_magic.core.errors import CheckpointError, OptionError
+from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.hub_page import HubPage, read_hub_page
+from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.doctor import diagnose, gather
+from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.notebook.next_steps import CELL
+from glm4v_magic.planning.decision import decide, make_plan
 from glm4v_magic.session.session import Session
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+UNSEEN = (
+    "Revision v2 is not here and was not looked at (a load asks the hub whether there is one): "
+    "sizes are those of the published main branch."
+)
 
 
 @pytest.fixture(autouse=True)
@@ -99,8 +107,40 @@ def test_a_revision_that_is_not_here(hub, tmp_path):
             assert look(name, revision=None)
     with pytest.raises(OptionError, match="The page is of the revision v1, and v2 is asked for"):
         architecture("https://huggingface.co/somebody/tuned/tree/v1", revision="v2")
-    # of what is published its sizes are known
-    assert architecture("GLM-4V-9B", revision="v2").shape().name == "GLM-4V-9B"
+
+
+PAGE = "https://huggingface.co/zai-org/glm-4v-9b/tree/v2"
+
+
+@pytest.mark.parametrize(("name", "revision"), [("GLM-4V-9B", "v2"), (PAGE, None)])
+def test_of_a_published_revision_that_is_not_here_the_sizes_are_said_to_be_others(
+    hub, name, revision
+):
+    download(hub, "zai-org/glm-4v-9b")
+    facts = gather(parse_gpus("1x1GiB"), model=name, revision=revision)
+    assert facts.shape.max_context == 8192  # the tiny one in the cache has 256
+    (found,) = (each for each in diagnose(facts) if each.subject == "revision")
+    assert (found.verdict, worded(found.reason, CELL)) == ("warn", UNSEEN)
+    assert facts.disk is not None
+    assert facts.disk.cached_bytes == 0
+    model = architecture(name, revision=revision)
+    options = PlacementOptions(context=64, images=0)
+    made = make_plan(model, options, parse_gpus("2x80GiB"))
+    assert UNSEEN in [worded(each, CELL) for each in made.notes]
+    for how in ("plan", "auto", made):
+        tried = dry_run(model, "2x80GiB", how, context=64, images=0)
+        assert [worded(each, CELL) for each in tried.notes].count(UNSEEN) == 1
+    # where the plan is loaded it has been found
+    placed = decide(model, PlacementOptions(), parse_gpus("2x80GiB"), made)
+    assert placed.plan is not None
+    assert UNSEEN not in [worded(each, CELL) for each in (*placed.notes, *placed.plan.notes)]
+
+
+@pytest.mark.parametrize("revision", [None, "main", "master"])
+def test_nothing_is_said_of_the_main_branch(revision):
+    for name in ("GLM-4V-9B", "GLM-OCR"):
+        assert architecture(name, revision=revision).shape().unseen_revision == ""
+    assert architecture("GLM-OCR", revision="x\ny").shape().unseen_revision == "x\ny"
 
 
 @pytest.mark.parametrize("repository", ["zai-org/glm-4v-9b", "THUDM/glm-4v-9b", "thudm/GLM-4V-9B"])

@@ -125,6 +125,7 @@ FACTS = {
     "fp8_stays", "gpus_chosen", "layers_offloaded", "names_translated",
     "no_context_fits", "no_room_for_kept", "no_shorter_context_fits",
     "offloading_does_not_fit", "orders_not_all_tried", "replaced_meanwhile", "scheme_restored",
+    "revision_unseen",
     "scheme_stays", "speed_limit", "speed_limit_of_host", "speed_limit_of_host_with_prefill",
     "speed_limit_with_prefill", "speed_measured", "speed_measured_with_prefill", "tower_is_cut",
     "tower_offloaded", "without_gpus",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.checkpoints.glm4v_9b.layout import weight_shapes
@@ -40,6 +41,7 @@ class Glm4v9bArchitecture:
 
     max_images: int | None = 1
     thinks = False
+    unseen_revision = ""
 
     def __init__(
         self, name: str, config: dict[str, Any], where: str, packed: OwnWeights | None = None
@@ -73,6 +75,7 @@ class Glm4v9bArchitecture:
     def shape(self) -> ModelShape:
         """Return the model's sizes."""
         full = model_shape(self.config, self.name)
+        full = replace(full, unseen_revision=self.unseen_revision)
         return full if self.packed is None else self.packed.stored.shape(full)
 
     def module_tree(self, *, fp8: bool = False) -> ModuleTree:

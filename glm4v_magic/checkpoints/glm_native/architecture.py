@@ -91,6 +91,7 @@ class NativeArchitecture:
     """
 
     max_images: int | None = None
+    unseen_revision = ""
 
     def __init__(
         self,
@@ -295,6 +296,7 @@ class NativeArchitecture:
             least_image_tokens=self._limits.least,
             tower_first=True,  # `generate` encodes images before its first forward
             masks_pairs=not self._is_hybrid,
+            unseen_revision=self.unseen_revision,
         )
         return shape if self.stored is None else self.stored.shape(shape, _own_modules)
 

@@ -15,6 +15,7 @@ from glm4v_magic.core.model import Architecture
 from glm4v_magic.core.options import PlacementFields, of_group
 from glm4v_magic.core.placement import GivenMap, PlacementOptions
 from glm4v_magic.core.plan import Plan
+from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.text_files import replace_text
 from glm4v_magic.core.typed_options import typed
 from glm4v_magic.hardware.cpu import cpu_here
@@ -23,13 +24,14 @@ from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.live.output import show
+from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.own_options import PRINT
 from glm4v_magic.notebook.render.plans.device_map import device_map_html
 from glm4v_magic.notebook.render.plans.machines import machines_bundle
 from glm4v_magic.notebook.render.plans.plan import plan_bundle
 from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.outside import expanded, is_folder
-from glm4v_magic.planning.decision import make_plan
+from glm4v_magic.planning.decision import make_plan, unseen
 from glm4v_magic.planning.files import PLANNED, read_given
 from glm4v_magic.planning.machines import MachineFit, machines
 from glm4v_magic.planning.occupancy import occupancy
@@ -118,6 +120,8 @@ def _on_machines(
         print(text)  # noqa: T201  as a display it would be quoted, or cut off
     else:
         show(machines_bundle(model.name, found))
+        for note in unseen(model.shape()):
+            show(line_bundle(worded(note, CELL)))
     if file is not None:
         show_written("The table", file, text)
     return found
