@@ -8,6 +8,7 @@ SLOW = {
     "engines/test_native_models.py": "several models",
     "engines/test_replica_machines.py": "Ray clusters",
     "engines/test_replicas.py": "a Ray cluster",
+    "engines/test_replicas_shut_down.py": "a Ray cluster",
     "dispatch/test_native_splits.py": "many device maps of several models",
     "engines/test_oracle.py": "one model on many devices",
     "checkpoints/test_adapters.py": "merges adapters into many models, and starts an interpreter",

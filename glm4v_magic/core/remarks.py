@@ -369,6 +369,7 @@ _IN_PYTHON = {
     ),
     "quantised_already": ("Leave quantize out, or quantise the checkpoint that is not in FP8."),
     "gpu_is_smaller": "Describe it as it is, or leave gpus out.",
+    "other_cluster": "Leave cluster out, or end the replicas there first: session.unload().",
     "larger_reserve": "load it with a larger reserve",
     "server_has_no_model": (
         'Start the server with one, or name one it can load: served_model="NAME".'

@@ -24,6 +24,7 @@ _IN_A_CELL = {
     "quantised_already": "Leave --quantize out, or take the checkpoint that is not in FP8.",
     "not_of_a_server": "Only --served-model and --timeout go with an address.",
     "gpu_is_smaller": "Describe it as it is, or leave --gpus out.",
+    "other_cluster": "Leave --cluster out, or end the replicas there first: %glm4v unload.",
     "fewer_tokens": "ask for fewer tokens (--max-tokens)",
     "larger_reserve": "load it with a larger --reserve",
     "server_has_no_model": (

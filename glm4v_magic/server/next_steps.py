@@ -21,6 +21,7 @@ _OVER_HTTP = {
         "Start the server without --quantize, or with the checkpoint that is not in FP8."
     ),
     "gpu_is_smaller": "Describe it as it is, or start the server without --gpus.",
+    "other_cluster": "Start the server without --cluster.",
     "eight_bit": "start the server with the text part in 8bit (--quantize 8bit)",
     "four_bit": "start the server with the text part in 4bit (--quantize 4bit)",
     "longer_context": (

@@ -38,12 +38,14 @@ class Opening:
         choice: how each of them is loaded.
         places: where they go.
         load_one: loads one of them into its process; see `engines.replicas.worker.Load`.
+        joined: the connection to their cluster.
     """
 
     found: Checkpoint
     choice: ModelChoice
     places: tuple[Seat, ...]
     load_one: Load
+    joined: str
 
     def load(self, released: str = "") -> Generator[Loading, None, Engine]:
         """Start the replicas; returns their engine.
@@ -59,7 +61,7 @@ class Opening:
             yield Loading(LoadProgress(0, total * len(self.places), "", released=released))
             return (yield from start(self.places, self.load_one, self.choice, total, released))
         except BaseException as error:
-            cluster.leave(is_interrupted=isinstance(error, KeyboardInterrupt))
+            cluster.leave(self.joined, is_interrupted=isinstance(error, KeyboardInterrupt))
             raise
 
     def load_beside(self) -> Generator[Loading, None, Engine | None]:
@@ -92,13 +94,14 @@ def prepare(
     for _ in import_slowly("ray", "glm4v_magic.engines.replicas.engine"):
         yield Starting("Ray")
     yield Starting("Ray")
-    cluster.connect(address)
+    joined = cluster.connect(address)
     try:
         places = _places(found, choice)
     except BaseException:
-        cluster.leave()
+        cluster.leave(joined)
         raise
-    return Opening(found, replace(choice, replicas=None, cluster=None), places, load_one)
+    alone = replace(choice, replicas=None, cluster=None)
+    return Opening(found, alone, places, load_one, joined)
 
 
 def _refuse(choice: ModelChoice) -> None:

@@ -198,20 +198,34 @@ class TestCluster:
         monkeypatch.setattr(ray, "shutdown", shutdown)
         monkeypatch.setattr(ray, "nodes", lambda: state["nodes"])
         monkeypatch.setattr(ray, "is_initialized", lambda: state["there"])
-        return state
+        monkeypatch.setattr(
+            cluster, "connection", lambda: str(state["begun"]) if state["there"] else ""
+        )
+        yield state
+        state["there"] = False
+        cluster.leave("")  # what a test has not left is forgotten
 
     def test_one_that_has_ended_is_started_again(self, nodes):
-        cluster.connect(None)
-        cluster.connect(None)
+        first, second = cluster.connect(None), cluster.connect(None)
         assert (nodes["begun"], nodes["ended"]) == (1, 0)
         nodes["nodes"] = [{"Alive": False}]
-        cluster.connect(None)
+        third = cluster.connect(None)
         assert (nodes["begun"], nodes["ended"]) == (2, 1)
-        cluster.leave()
-        cluster.leave()
+        cluster.leave(first)
+        cluster.leave(second)
         assert nodes["there"]  # the third engine uses it
-        cluster.leave()
+        cluster.leave(third)
         assert not nodes["there"]
+
+    def test_one_that_the_user_has_shut_down_is_forgotten(self, nodes):
+        ours = cluster.connect(None)
+        nodes["there"] = False
+        nodes.update(there=True, begun=2)  # and begun another
+        assert cluster.connect(None) == "2"
+        assert prints_words_of_ray()
+        cluster.leave(ours)
+        cluster.leave("2")
+        assert (nodes["there"], nodes["ended"]) == (True, 0)
 
     def test_one_of_the_user_is_left_alone(self, nodes):
         nodes.update(there=True, nodes=[{"Alive": False}])
@@ -220,9 +234,9 @@ class TestCluster:
         assert prints_words_of_ray()
 
     def test_an_interrupt_is_told_that_the_end_takes_a_while(self, nodes, caplog):
-        cluster.connect(None)
+        ours = cluster.connect(None)
         assert not prints_words_of_ray()
-        cluster.leave(is_interrupted=True)
+        cluster.leave(ours, is_interrupted=True)
         assert "Stopping: Ray is being ended" in caplog.text
         assert prints_words_of_ray()
 
@@ -725,7 +739,7 @@ class TestTwoReplicas:
         assert "unloaded" in run("%glm4v unload")
 
     def test_another_cluster_than_the_users(self, ray):
-        with pytest.raises(OptionError, match="is connected to the Ray cluster at"):
+        with pytest.raises(OptionError, match=r"is connected to the Ray.*call ray\.shutdown\(\)"):
             cluster.connect("10.1.2.3:6379")
 
     def test_more_replicas_than_cores(self, ray):

@@ -1,7 +1,8 @@
 """A Ray cluster: the user's own, one at an address, or one that is started on this machine.
 
 What the user has started is used as it is and never ended. One that is started here ends with the
-last engine that uses it; it has no dashboard and sends no usage statistics.
+last engine that uses it; it has no dashboard and sends no usage statistics. The user's own code may
+end it earlier, so each engine keeps the connection that its replicas belong to.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ from glm4v_magic.core.errors import EngineError, OptionError, reason
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.engines.replicas.layout import Machine
 
-__all__ = ["INSTALL", "connect", "leave", "machines", "read_cluster", "require_ray"]
+__all__ = [
+    "INSTALL",
+    "connect",
+    "connection",
+    "leave",
+    "machines",
+    "read_cluster",
+    "require_ray",
+]
 
 INSTALL = "Install it with: pip install 'glm4v_magic[ray]'"
 
@@ -53,7 +62,10 @@ _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 
 (RFC 9113, 3.4)."""
 
 _users = 0
-"""Engines that use a cluster which was started or joined here."""
+"""Engines that use the cluster which was started or joined here."""
+
+_ours = ""
+"""The connection to it, as `connection` tells it."""
 
 _raylets: list[psutil.Process] = []
 """Ray's own process for this machine, of a cluster that was started here."""
@@ -84,27 +96,42 @@ def read_cluster(address: str) -> str:
     return text
 
 
-def connect(address: str | None) -> None:
-    """Connect to a cluster; does nothing if the user is connected to it already.
+def connection() -> str:
+    """Return what tells this process's connection to Ray from those before; empty without one."""
+    import ray
+
+    if not ray.is_initialized():
+        return ""
+    here = ray.get_runtime_context()
+    return f"{here.get_node_id()} {here.get_job_id()}"
+
+
+def connect(address: str | None) -> str:
+    """Connect to a cluster, unless the user is connected to it already.
 
     Args:
         address: from `read_cluster`; ``None`` starts one on this machine, unless the user is
             connected to one.
 
+    Returns:
+        The connection, as for `leave`.
+
     Raises:
         EngineError: if there is none at the address.
-        OptionError: if the user is connected to another one.
+        OptionError: if this process is connected to another one.
     """
-    global _users
+    global _users, _ours
     import ray
 
-    if _users and ray.is_initialized() and _has_ended():
+    _forget_what_was_ended()
+    if _users and _has_ended():
         ray.shutdown()
+        _users = 0
     if ray.is_initialized():
         _require_same(address)
         if _users:
             _users += 1
-        return
+        return connection()
     if address not in (None, "auto"):
         _require_open(str(address))
     before = set(psutil.Process().children(recursive=True))
@@ -125,7 +152,16 @@ def connect(address: str | None) -> None:
             break
     _hush(is_quiet=True)
     _raylets[:] = [each for each in _begun(before) if _name(each).startswith("raylet")]
-    _users += 1  # engines of a cluster that has ended are still to be closed
+    _users, _ours = 1, connection()
+    return _ours
+
+
+def _forget_what_was_ended() -> None:
+    """Count no engines of a cluster that the user's own code has ended or left."""
+    global _users
+    if _users and connection() != _ours:
+        _users = 0
+        _hush(is_quiet=False)
 
 
 def _end_begun(before: Container[psutil.Process]) -> None:
@@ -219,16 +255,18 @@ def _start(address: str | None) -> str:
     return "Ray is started and joined with `ray start`; without an address it runs here."
 
 
-def leave(*, is_interrupted: bool = False) -> None:
+def leave(joined: str, *, is_interrupted: bool = False) -> None:
     """End the use of a cluster by one engine.
 
     Args:
+        joined: the engine's connection; nothing is done if it is over, or the user's own.
         is_interrupted: whether somebody waits for the end, who is told that it takes a while.
     """
     global _users
     import ray
 
-    if _users:
+    _forget_what_was_ended()
+    if _users and joined == _ours:
         _users -= 1
         if not _users:
             if is_interrupted:
@@ -255,10 +293,10 @@ def _require_same(address: str | None) -> None:
         return
     here = ray.get_runtime_context().gcs_address
     if here != address:
-        raise OptionError(
-            f"This process is connected to the Ray cluster at {here}, not to {address}.",
-            "Leave the address out, or call ray.shutdown() first.",
-        )
+        what = f"This process is connected to the Ray cluster at {here}, not to {address}."
+        if _users:
+            raise OptionError(what, code="other_cluster")
+        raise OptionError(what, "Leave the address out, or call ray.shutdown() first.")
 
 
 def _require_open(address: str) -> None:

@@ -233,6 +233,7 @@ class ReplicasEngine:
     def __init__(self, replicas: Sequence[_Replica], info: EngineInfo) -> None:
         self.replicas = list(replicas)
         self._info = info
+        self._joined = cluster.connection()
         self._calls = 0
         self._turn = 0
         self._chats: OrderedDict[int, int] = OrderedDict()
@@ -240,6 +241,7 @@ class ReplicasEngine:
     @property
     def info(self) -> EngineInfo:
         """Facts about the model and all replicas; the same object until one of them changes."""
+        self.notice_end()
         facts = tuple(each.facts for each in self.replicas)
         if facts != self._info.replicas:
             self._info = replace(self._info, replicas=facts)
@@ -273,7 +275,20 @@ class ReplicasEngine:
     @property
     def alive(self) -> list[_Replica]:
         """Replicas that were not lost."""
+        self.notice_end()
         return [each for each in self.replicas if not each.facts.lost]
+
+    def notice_end(self) -> None:
+        """Lose all replicas if their Ray was shut down, as the user's own code may have done.
+
+        Whoever calls one of them then makes Ray start another cluster of its own accord.
+        """
+        there = [each for each in self.replicas if not each.facts.lost]
+        if not there or cluster.connection() == self._joined:
+            return
+        for replica in there:
+            replica.facts, replica.news = replace(replica.facts, lost=True), None
+        _log.warning("Ray was shut down, and all replicas of %s with it.", self._info.model)
 
     def require_room(self, request: Request) -> int | None:
         """Return the number of tokens that may follow; see `engines.Engine.require_room`."""
@@ -358,9 +373,9 @@ class ReplicasEngine:
 
     def close(self) -> None:
         """End the replicas, and the cluster if it was started for them."""
-        _kill(self.replicas)
+        _kill(self.alive)
         self.replicas = []
-        cluster.leave()
+        cluster.leave(self._joined)
 
 
 class _Stream:
@@ -388,6 +403,7 @@ class _Stream:
         """Yield events until all requests have ended."""
         silence = Silence(counted(len(self._engine.replicas), "replica"))
         while True:
+            self._engine.notice_end()
             self._give_up_withdrawn()
             yield from self._noticed_losses()
             self._fill()
@@ -404,6 +420,7 @@ class _Stream:
 
     def leave(self) -> None:
         """Give up what is still open."""
+        self._engine.notice_end()
         for replica in self._engine.replicas:  # a lost one, too, must not keep rows of this call
             if replica.open and not replica.facts.lost:
                 replica.actor.withdraw.remote(self._number, list(replica.open))
@@ -441,7 +458,8 @@ class _Stream:
             replica = self._rows.pop(row).replica
             if replica is not None:
                 replica.open.discard(row)
-                replica.actor.withdraw.remote(self._number, [row])
+                if not replica.facts.lost:
+                    replica.actor.withdraw.remote(self._number, [row])
 
     def _fill(self) -> None:
         """Hand out requests while there is room for them."""
