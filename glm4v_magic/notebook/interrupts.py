@@ -1,4 +1,4 @@
-"""When an interrupt may come: never in the middle of an import, or of an output being replaced.
+"""When an interrupt may come: never in the middle of an import.
 
 An interrupt in an import leaves a library half loaded, and many cannot be imported a second time
 in the same process. What takes seconds to import is imported in a thread (`imports`), where a wait
@@ -14,28 +14,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 
-__all__ = ["imports_finish_first", "interrupt_held_back"]
+__all__ = ["imports_finish_first"]
 
 _IMPORTLIB = "<frozen importlib._bootstrap>"
 _PAUSE = 0.02
-
-
-@contextlib.contextmanager
-def interrupt_held_back() -> Iterator[None]:
-    """Defer an interrupt until the block is done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # interrupts come to the main thread only
-        return
-    held: list[Any] = []
-    usual = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
-        if held and callable(usual):
-            usual(*held[-1])
 
 
 @contextlib.contextmanager

@@ -21,8 +21,8 @@ from typing import IO
 
 from glm4v_magic.core.errors import EngineError
 from glm4v_magic.core.wording import printable
+from glm4v_magic.held_interrupts import interrupt_held_back
 from glm4v_magic.notebook.engine_commands import EngineCommand
-from glm4v_magic.notebook.interrupts import interrupt_held_back
 
 __all__ = ["LaunchedServer"]
 

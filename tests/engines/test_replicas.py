@@ -233,6 +233,24 @@ class TestCluster:
         assert (nodes["begun"], nodes["ended"]) == (0, 0)
         assert prints_words_of_ray()
 
+    def test_an_interrupt_comes_when_the_end_is_through(self, nodes, caplog, monkeypatch):
+        import ray
+
+        shutdown, ours = ray.shutdown, cluster.connect(None)
+
+        def half_way():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert "Stopping: Ray is being ended" in caplog.text
+            os.kill(os.getpid(), signal.SIGINT)
+            shutdown()
+
+        monkeypatch.setattr(ray, "shutdown", half_way)
+        with pytest.raises(KeyboardInterrupt):
+            cluster.leave(ours)
+        assert (nodes["there"], nodes["ended"]) == (False, 1)
+        assert caplog.text.count("Stopping") == 1
+        assert prints_words_of_ray()
+
     def test_an_interrupt_is_told_that_the_end_takes_a_while(self, nodes, caplog):
         ours = cluster.connect(None)
         assert not prints_words_of_ray()

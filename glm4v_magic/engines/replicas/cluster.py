@@ -23,6 +23,7 @@ import psutil
 from glm4v_magic.core.errors import EngineError, OptionError, reason
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.engines.replicas.layout import Machine
+from glm4v_magic.held_interrupts import interrupt_held_back
 
 __all__ = [
     "INSTALL",
@@ -125,7 +126,7 @@ def connect(address: str | None) -> str:
 
     _forget_what_was_ended()
     if _users and _has_ended():
-        ray.shutdown()
+        _shut_down()
         _users = 0
     if ray.is_initialized():
         _require_same(address)
@@ -170,9 +171,7 @@ def _end_begun(before: Container[psutil.Process]) -> None:
     Args:
         before: processes of this one that were there before.
     """
-    import ray
-
-    ray.shutdown()
+    _shut_down()
     for each in _begun(before):
         with contextlib.suppress(psutil.Error):
             each.kill()
@@ -263,7 +262,6 @@ def leave(joined: str, *, is_interrupted: bool = False) -> None:
         is_interrupted: whether somebody waits for the end, who is told that it takes a while.
     """
     global _users
-    import ray
 
     _forget_what_was_ended()
     if _users and joined == _ours:
@@ -271,8 +269,16 @@ def leave(joined: str, *, is_interrupted: bool = False) -> None:
         if not _users:
             if is_interrupted:
                 _tell_of_the_end()
-            ray.shutdown()
-            _hush(is_quiet=False)
+            _shut_down()
+
+
+def _shut_down() -> None:
+    """End Ray, or leave it: an interrupt half-way would leave its processes behind."""
+    import ray
+
+    with interrupt_held_back(_tell_of_the_end):
+        ray.shutdown()
+        _hush(is_quiet=False)
 
 
 def _tell_of_the_end() -> None:

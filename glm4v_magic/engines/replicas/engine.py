@@ -51,6 +51,7 @@ from glm4v_magic.engines.replicas.worker import (
     ended,
 )
 from glm4v_magic.engines.silence import Silence
+from glm4v_magic.held_interrupts import interrupt_held_back
 
 __all__ = ["ReplicasEngine", "start"]
 
@@ -373,9 +374,10 @@ class ReplicasEngine:
 
     def close(self) -> None:
         """End the replicas, and the cluster if it was started for them."""
-        _kill(self.alive)
-        self.replicas = []
-        cluster.leave(self._joined)
+        with interrupt_held_back():
+            _kill(self.alive)
+            self.replicas = []
+            cluster.leave(self._joined)
 
 
 class _Stream:

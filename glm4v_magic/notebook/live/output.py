@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.display import display
 
 from glm4v_magic.core.wording import printable
-from glm4v_magic.notebook.interrupts import interrupt_held_back
+from glm4v_magic.held_interrupts import interrupt_held_back
 from glm4v_magic.notebook.live.stop_button import StopButton, stop_button
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.answers.head import head_bundle, status_html
