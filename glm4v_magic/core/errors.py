@@ -314,25 +314,27 @@ class MapInterrupted(_Interrupted):
     """A prompt mapped over many rows was stopped; `result` holds what `Session.map` would return.
 
     Rows that were not asked have neither answer nor error. Asking the same again goes on where
-    this stopped.
+    this stopped; where all rows were asked anew, without asking so.
 
     Args:
         progress: how far the map was (a `core.rows.Progress`), rows that were stopped included.
     """
 
     def __init__(self, progress: Any) -> None:
-        super().__init__(_rows_interrupted(progress.answered, progress.total))
+        super().__init__(_rows_interrupted(progress.answered, progress.total, progress.fresh))
         self.progress = progress
         self.result: object = progress.result()
         self.answered: int = progress.answered
         self.total: int = progress.total
 
 
-def _rows_interrupted(answered: int, total: int) -> Remark:
+def _rows_interrupted(answered: int, total: int, fresh: bool) -> Remark:
     if not answered:
         return remark("no_row_answered")
     if answered == total:
         return remark("all_rows_interrupted", total=total)
+    if fresh:
+        return remark("fresh_rows_interrupted", answered=answered, total=total)
     return remark("rows_interrupted", answered=answered, total=total)
 
 

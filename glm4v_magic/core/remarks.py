@@ -347,6 +347,7 @@ COMMON: Mapping[str, str] = {
     "trace_interrupted": "the traced answer was interrupted, and the model is as before",
     "interrupted_after_the_answer": "the answer had ended already",
     "rows_interrupted": "{answered:,} of {total:,} rows are answered",
+    "fresh_rows_interrupted": "{answered:,} of {total:,} rows are answered anew",
     "all_rows_interrupted": "all {total:,} rows are answered",
     "no_row_answered": "no row is answered",
     "comparison_interrupted": "{answered} of {total} models or settings have answered",
@@ -429,6 +430,10 @@ _IN_PYTHON = {
     "rows_interrupted": (
         "{answered:,} of {total:,} rows are answered; they are in the exception's result, and "
         "asking the same again goes on"
+    ),
+    "fresh_rows_interrupted": (
+        "{answered:,} of {total:,} rows are answered; they are in the exception's result, and "
+        "asking the same without fresh=True goes on"
     ),
     "all_rows_interrupted": "all {total:,} rows are answered; they are in the exception's result",
     "comparison_interrupted": (

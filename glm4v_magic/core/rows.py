@@ -232,6 +232,8 @@ class Progress:
         batch_size: rows that are asked at once; 0 before the first.
         result: returns what `Session.map` would return now, which is what is left of a failed run.
         counts: numbers of `rows`; by default they are counted.
+        fresh: whether all rows are asked, even if their answers are known: the same again would
+            begin anew.
     """
 
     rows: Sequence[AnsweredRow]
@@ -240,6 +242,7 @@ class Progress:
     batch_size: int
     result: Callable[[], Any]
     counts: Counts | None = None
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         if self.counts is None:

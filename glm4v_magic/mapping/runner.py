@@ -217,7 +217,13 @@ class _Run:
         seconds = 0.0 if self._since is None else time.monotonic() - self._since
         kept = self._kept
         return Progress(
-            kept.so_far(), len(self._rows), seconds, self._size, self.result, kept.counts
+            kept.so_far(),
+            len(self._rows),
+            seconds,
+            self._size,
+            self.result,
+            kept.counts,
+            self._job.fresh,
         )
 
     def result(self) -> Any:

@@ -74,6 +74,10 @@ _IN_A_CELL = {
     "rows_interrupted": (
         "{answered:,} of {total:,} rows are answered; they are in _. Run the cell again to go on."
     ),
+    "fresh_rows_interrupted": (
+        "{answered:,} of {total:,} rows are answered; they are in _. Run the cell without --fresh "
+        "to go on."
+    ),
     "all_rows_interrupted": "all {total:,} rows are answered; they are in _.",
     "file_of_other_rows": (
         "Give another name after --save, or ask all rows again in its place: --fresh."
@@ -112,6 +116,10 @@ _PYTHON_IN_A_CELL = {
     "rows_interrupted": (
         "{answered:,} of {total:,} rows are answered; they are in sys.last_value.result, and "
         "asking the same again goes on"
+    ),
+    "fresh_rows_interrupted": (
+        "{answered:,} of {total:,} rows are answered; they are in sys.last_value.result, and "
+        "asking the same without fresh=True goes on"
     ),
     "all_rows_interrupted": "all {total:,} rows are answered; they are in sys.last_value.result",
     "comparison_interrupted": (

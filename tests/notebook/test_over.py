@@ -331,7 +331,13 @@ def test_all_rows_failing_fails_the_cell_and_keeps_the_errors(run, shell, tiny):
     assert shell.user_ns["_"] is shell.user_ns["rows"]
 
 
-def test_an_interrupt_keeps_rows_and_the_cell_goes_on(run, shell, tiny, photos, interrupt):
+@pytest.mark.parametrize(
+    ("fresh", "again"),
+    [("", "Run the cell again to go on."), (" --fresh", "Run the cell without --fresh to go on.")],
+)
+def test_an_interrupt_keeps_rows_and_the_cell_goes_on(
+    run, shell, tiny, photos, interrupt, fresh, again
+):
     def stop(module, _args, options):
         if options["input_ids"].shape[1] > 1 and len(shell.user_ns["seen"]) == 1:
             interrupt()
@@ -340,18 +346,20 @@ def test_an_interrupt_keeps_rows_and_the_cell_goes_on(run, shell, tiny, photos, 
     shell.user_ns["seen"] = []
     session = shell.magics_manager.registry["Glm4vMagics"].context.session
     handle = session.engine.model.register_forward_pre_hook(stop, with_kwargs=True)
+    question = f"Stop{fresh}?"  # asked by neither before
     options = "--batch-size 1 --temperature 0 --max-tokens 1"
     try:
-        screen = over(run, "photos", "Stop?", options, fails=True)
+        screen = over(run, "photos", question, options + fresh, fails=True)
     finally:
         handle.remove()
     rows = shell.user_ns["rows"]
     assert [row.done for row in rows] == [True, False, False]
     assert shell.user_ns["_"] is rows
-    assert "1 of 3 rows are answered; they are in _. Run the cell again to go on." in screen
+    assert f"1 of 3 rows are answered; they are in _. {again}" in screen
     assert "Traceback" not in screen
-    assert "1 of 3 rows answered, 2 not finished" in screen
-    assert "3 of 3 rows answered, 1 of them from before." in over(run, "photos", "Stop?", options)
+    told = f"1 of 3 rows answered, 2 not finished; {again[0].lower()}{again[1:]}"
+    assert told in screen
+    assert "3 of 3 rows answered, 1 of them from before." in over(run, "photos", question, options)
 
 
 def test_an_interrupt_while_the_table_is_printed_loses_nothing(

@@ -272,6 +272,11 @@ def test_every_error_has_a_code_of_its_own_that_needs_no_words(kind):
             "all 1,234 rows are answered; they are in _.",
         ),
         (
+            MapInterrupted(Progress((ROW,), 2, 1.0, 1, list, fresh=True)),
+            "fresh_rows_interrupted",
+            "1 of 2 rows are answered; they are in _. Run the cell without --fresh to go on.",
+        ),
+        (
             MapInterrupted(Progress((), 2, 1.0, 1, list)),
             "no_row_answered",
             "no row is answered. Run the cell again to go on.",

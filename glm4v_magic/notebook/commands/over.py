@@ -52,6 +52,7 @@ from glm4v_magic.notebook.live.board import Board, board_for
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.live.screen import screen_for
 from glm4v_magic.notebook.next_steps import CELL
+from glm4v_magic.notebook.render.rows import go_on
 from glm4v_magic.outside import is_there
 from glm4v_magic.session.stream import Stream
 
@@ -315,7 +316,7 @@ def _keep_what_is_done(
     if isinstance(error, SaveError):
         return  # it says itself where the rows are
     few = "One row is" if answered == 1 else f"{answered:,} rows are"
-    on = f"{few} answered and in _; run the cell again to go on."
+    on = f"{few} answered and in _; {go_on(board.progress.fresh)}."
     if isinstance(error, Glm4vError) and answered:
         error.hint = f"{error.hint} {on}".lstrip()
     elif isinstance(error, Exception) and answered:

@@ -194,10 +194,10 @@ class NotebookBoard(Board):
         if self.progress is None:
             return
         self._open = False
-        self._output.show(rows_bundle(self.rows, self._total, self._told))
+        self._output.show(rows_bundle(self.rows, self._total, self._told, fresh=self._so_far.fresh))
         self._tell()
         if self._head is not None:
-            self._head.finish(summary(self.rows, self._total))
+            self._head.finish(summary(self.rows, self._total, fresh=self._so_far.fresh))
 
     def close(self) -> None:
         """Replace a bar that did not become a table."""
@@ -246,7 +246,9 @@ class TerminalBoard(Board):
     def finish(self) -> None:
         """Print the table."""
         if self.progress is not None:
-            _say(rows_bundle(self.rows, self.progress.total, self._told)["text/plain"])
+            of = self.progress
+            shown = rows_bundle(self.rows, of.total, self._told, fresh=of.fresh)
+            _say(shown["text/plain"])
             self._tell()
 
 

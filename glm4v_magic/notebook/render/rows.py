@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MOST_SHOWN",
+    "go_on",
     "rows_answering_line",
     "rows_bundle",
     "rows_progress_bundle",
@@ -97,12 +98,13 @@ def rows_progress_bundle(progress: Progress, waiting: Waiting | None = None) -> 
     return {"text/plain": line, "text/html": html}
 
 
-def summary(rows: Sequence[AnsweredRow], total: int) -> str:
+def summary(rows: Sequence[AnsweredRow], total: int, *, fresh: bool = False) -> str:
     """Return a sentence such as ``37 of 40 rows answered, 12 of them from before, 3 failed``.
 
     Args:
         rows: rows that were answered or failed.
         total: number of all rows.
+        fresh: see `Progress`.
     """
     counts = Totals.of(rows).counts
     answered, failed, reused = counts.answered, counts.failed, counts.reused
@@ -112,12 +114,21 @@ def summary(rows: Sequence[AnsweredRow], total: int) -> str:
     if failed:
         line += f", {failed:,} failed"
     if answered + failed < total:
-        line += f", {total - answered - failed:,} not finished; run the cell again to go on"
+        line += f", {total - answered - failed:,} not finished; {go_on(fresh)}"
     return f"{line}."
 
 
+def go_on(fresh: bool) -> str:
+    """Return what goes on with rows that were not asked."""
+    return f"run the cell {'without --fresh' if fresh else 'again'} to go on"
+
+
 def rows_bundle(
-    rows: Sequence[AnsweredRow], total: int | None = None, told: Collection[str] = ()
+    rows: Sequence[AnsweredRow],
+    total: int | None = None,
+    told: Collection[str] = (),
+    *,
+    fresh: bool = False,
 ) -> MimeBundle:
     """Return a table of rows, with a summary above and the usage below.
 
@@ -125,13 +136,14 @@ def rows_bundle(
         rows: rows that were answered or failed, in their order.
         total: number of all rows; by default that of `rows`.
         told: as in `footnotes` of an answer.
+        fresh: see `Progress`.
     """
     total = len(rows) if total is None else total
     shown = rows[:MOST_SHOWN]
     below = [*_besides(Totals.of(rows).besides), *_footnotes(rows, told)]
     if len(rows) > len(shown):
         below.insert(0, f"and {counted(len(rows) - len(shown), 'more row')}")
-    line = summary(rows, total)
+    line = summary(rows, total, fresh=fresh)
     return {
         "text/plain": "\n".join([line, *_text(shown), *below]),
         "text/html": _html(line, shown, below),
