@@ -560,6 +560,7 @@ def test_a_folder_that_cannot_be_loaded_is_never_ok(native, tmp_path):
         ("text_config", {"hidden_act": "nonsense"}, "cannot build"),
         ("rope_parameters", {"mrope_section": [8, 12, 12]}, "shares 32 angles, but a head has 4"),
         ("rope_parameters", {"mrope_section": None}, "shares 32 angles, but a head has 4"),
+        ("text_config", {"rope_parameters": None}, "without an mrope_section, [8, 12, 12] shares"),
         ("rope_parameters", {"rope_theta": -1.0}, "rope_theta"),
         ("rope_parameters", {"rope_type": "x"}, "cannot build"),
         ("vision_config", {"num_heads": 5}, "hidden_size 32 has no 5 equal heads"),

@@ -12,7 +12,7 @@ from glm4v_magic.checkpoints.outline import outline_of
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.outside import checked
 
-__all__ = ["read_config"]
+__all__ = ["has_experts", "head_size", "read_config", "rotated_values"]
 
 _FOREIGN = (
     "Is this the config.json of a GLM-4.1V, GLM-4.5V, GLM-4.6V, GLM-5.3 or GLM-OCR checkpoint?"
@@ -71,13 +71,13 @@ class _TextConfig(BaseModel):
 
     @model_validator(mode="after")
     def _shares_all_angles(self) -> _TextConfig:
+        angles = rotated_values(self.model_dump()) // 2
         rope = self.rope_parameters or self.rope_scaling
-        if rope is not None:
-            head = self.head_dim or self.hidden_size // self.num_attention_heads
-            share = rope.partial_rotary_factor or self.partial_rotary_factor or 1.0
-            angles, shared = int(head * share) // 2, sum(rope.mrope_section or _SECTION)
-            if angles != shared:
-                raise ValueError(f"mrope_section shares {shared} angles, but a head has {angles}")
+        told = None if rope is None else rope.mrope_section
+        shared = sum(told or _SECTION)
+        if angles != shared:
+            name = "mrope_section" if told else f"without an mrope_section, {list(_SECTION)}"
+            raise ValueError(f"{name} shares {shared} angles, but a head has {angles}")
         return self
 
 
@@ -133,6 +133,10 @@ class _HybridConfig(_ExpertsConfig):
     qk_nope_head_dim: Size
     qk_rope_head_dim: Literal[0] = 0
     v_head_dim: Size
+
+    @model_validator(mode="after")
+    def _shares_all_angles(self) -> _HybridConfig:
+        return self  # nothing is rotated
 
     @model_validator(mode="after")
     def _names_every_layer(self) -> _HybridConfig:
@@ -247,6 +251,23 @@ def _floats(value: object, name: str = "") -> Iterator[tuple[str, float]]:
     elif isinstance(value, list):
         for each in value:
             yield from _floats(each, name)
+
+
+def head_size(text: Mapping[str, Any]) -> int:
+    """Return the values of a head of the text part of a configuration."""
+    return text.get("head_dim") or int(text["hidden_size"] // text["num_attention_heads"])
+
+
+def rotated_values(text: Mapping[str, Any]) -> int:
+    """Return the values of a head that are rotated; where it is not said, as transformers does."""
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    usual = 0.5 if has_experts(text) and not _is_hybrid(text) else 1.0
+    share = rope.get("partial_rotary_factor") or text.get("partial_rotary_factor") or usual
+    return int(head_size(text) * share)
+
+
+def _is_hybrid(text: Mapping[str, Any]) -> bool:
+    return "kv_lora_rank" in text
 
 
 def has_experts(text: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from glm4v_magic.checkpoints.glm_native.config_file import has_experts
+from glm4v_magic.checkpoints.glm_native.config_file import has_experts, head_size, rotated_values
 from glm4v_magic.checkpoints.glm_native.fp8 import Fp8
 from glm4v_magic.checkpoints.glm_native.tower import KEPT_VISUAL
 from glm4v_magic.core.model_shape import Activation, Product, UnitShape
@@ -51,8 +51,8 @@ def text_units(text: Mapping[str, Any], fp8: Fp8 | None = None) -> Iterator[Unit
         "embedding",
         values=vocabulary * wide,
         row_length=wide,
-        buffer_values=_rotary(text),
-        rotary_bytes=_ROTARY * _rotary(text),
+        buffer_values=rotated_values(text),
+        rotary_bytes=_ROTARY * rotated_values(text),
         activations=_with_indices(*costs.embedding(wide, KEPT_VISUAL)),
     )
     in_moe = has_experts(text)
@@ -90,8 +90,8 @@ def in_fp8(layer: UnitShape, matrices: Iterable[Matrix], fp8: Fp8) -> UnitShape:
 
 def _matrices(text: Mapping[str, Any], *, is_moe: bool) -> Iterator[Matrix]:
     wide, mlp = text["hidden_size"], text["intermediate_size"]
-    inner = text["num_attention_heads"] * _head_size(text)
-    groups = text["num_key_value_heads"] * _head_size(text)
+    inner = text["num_attention_heads"] * head_size(text)
+    groups = text["num_key_value_heads"] * head_size(text)
     for name, rows in (("q", inner), ("k", groups), ("v", groups)):
         yield f"self_attn.{name}_proj", rows, wide, 1
     yield "self_attn.o_proj", wide, inner, 1
@@ -125,17 +125,6 @@ def _linear(text: Mapping[str, Any], *, is_moe: bool) -> tuple[tuple[int, int], 
     return tuple((rows, columns) for name, rows, columns, _ in matrices if name != _EXPERTS)
 
 
-def _head_size(text: Mapping[str, Any]) -> int:
-    return int(text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"])
-
-
-def _rotary(text: Mapping[str, Any]) -> int:
-    """Return the values of a head that are rotated."""
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    share = rope.get("partial_rotary_factor") or text.get("partial_rotary_factor") or 1.0
-    return int(_head_size(text) * share)
-
-
 def _with_indices(*activations: Activation) -> tuple[Activation, ...]:
     """Return activations, counting the bytes that each text token has besides its vectors."""
     return tuple(
@@ -153,7 +142,7 @@ def _attention_values(text: Mapping[str, Any]) -> tuple[int, int, int]:
         text["num_attention_heads"],
         text["num_key_value_heads"],
     )
-    head = _head_size(text)
+    head = head_size(text)
     rows = (heads + 2 * groups) * head
     bias = rows if text["attention_bias"] else 0
     return wide * rows + heads * head * wide, bias, 2 * groups * head
@@ -172,9 +161,9 @@ def _attention(text: Mapping[str, Any]) -> tuple[Activation, Activation]:
         text["num_attention_heads"],
         text["num_key_value_heads"],
     )
-    head = _head_size(text)
-    query, rotated = heads * head, heads * _rotary(text)
-    beside = 2 * wide + 2 * _rotary(text)
+    head = head_size(text)
+    query, rotated = heads * head, heads * rotated_values(text)
+    beside = 2 * wide + 2 * rotated_values(text)
     rotation = beside + query + max(3 * rotated, rotated + query) + 3 * groups * head
     return (
         Activation("text", rotation, extra_bytes=8),
@@ -199,16 +188,18 @@ def _dense_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape
         linear=_linear(text, is_moe=False),
         products=_products(text, mlp, in_one=not in_moe),
         cache_values=cache,
-        pair_products=2 * text["num_attention_heads"] * _head_size(text),
+        pair_products=2 * text["num_attention_heads"] * head_size(text),
         activations=_with_indices(
-            costs.text_layer(wide, mlp, _rotary(text), in_one=not in_moe), *_attention(text)
+            costs.text_layer(wide, mlp, rotated_values(text), in_one=not in_moe), *_attention(text)
         ),
     )
 
 
 def _products(text: Mapping[str, Any], mlp: int, *, in_one: bool) -> tuple[Product, ...]:
-    queries = text["num_attention_heads"] * _head_size(text)
-    return costs.products(text["hidden_size"], mlp, queries, 2 * _rotary(text), in_one=in_one)
+    queries = text["num_attention_heads"] * head_size(text)
+    return costs.products(
+        text["hidden_size"], mlp, queries, 2 * rotated_values(text), in_one=in_one
+    )
 
 
 def _moe_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
@@ -229,7 +220,7 @@ def _moe_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
         idle_values=(experts - text["num_experts_per_tok"]) * 3 * wide * mlp,
         joined_values=joined_experts(text),
         cache_values=cache,
-        pair_products=2 * text["num_attention_heads"] * _head_size(text),
+        pair_products=2 * text["num_attention_heads"] * head_size(text),
         activations=_with_indices(_experts(text), chosen_experts(text), *_attention(text)),
     )
 
@@ -274,5 +265,5 @@ def _experts(text: Mapping[str, Any]) -> Activation:
     wide, chosen = text["hidden_size"], text["num_experts_per_tok"]
     per_expert = 2 * _FLOAT32 * wide + 5 * _INT64
     logits = _FLOAT32 * text["n_routed_experts"] + _INT64
-    values = (2 * chosen + 3) * wide + 2 * _rotary(text)
+    values = (2 * chosen + 3) * wide + 2 * rotated_values(text)
     return Activation("text", values, extra_bytes=chosen * per_expert + logits)
