@@ -69,7 +69,7 @@ def refuse_address(name: str) -> None:
     if is_address(name):
         raise CheckpointError(
             f"{read_address(name)} is a server: prompt, plan and memory are its own.",
-            "It can be loaded and asked; for anything else name a checkpoint.",
+            "It can be loaded and asked; for anything else name a checkpoint, or load one.",
         )
 
 

@@ -37,7 +37,15 @@ from glm4v_magic.outside import is_folder, is_shut
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["from_data", "has_frames", "has_video", "is_clip", "is_video", "to_video"]
+__all__ = [
+    "from_data",
+    "has_frames",
+    "has_video",
+    "is_clip",
+    "is_video",
+    "may_be_frames",
+    "to_video",
+]
 
 _CONTAINERS = {
     "video/mp4": "mov",
@@ -78,6 +86,12 @@ def has_video(value: object) -> bool:
 def has_frames(value: Any) -> bool:
     """Tell whether a value is an array or tensor of several frames."""
     return _is_array(value) and len(value) > 1
+
+
+def may_be_frames(value: Any) -> bool:
+    """Tell whether a value is a video where one is meant: a list of several images, or of none."""
+    is_list = isinstance(value, list | tuple)
+    return (is_list or _is_array(value)) and len(value) != 1
 
 
 def to_video(

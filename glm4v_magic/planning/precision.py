@@ -130,8 +130,10 @@ def require_quantizable(shape: ModelShape, quantize: Quantization) -> None:
         )
     if not shape.quantizable:
         raise OptionError(
-            f"The layers of {shape.name} cannot be quantised as they are loaded.",
-            "Leave quantize out.",
+            f"quantize does not go with {shape.name}, whose layers cannot be quantised as they are "
+            "loaded.",
+            "Leave it out.",
+            option="quantize",
         )
 
 

@@ -60,9 +60,10 @@ def image_size_of(shape: ModelShape, workload: Workload) -> int | None:
     if side is None:
         if asked is not None:
             raise OptionError(
-                f"{shape.name} sees every image in the same size; there is no image_size to "
-                "choose.",
+                f"image_size has no meaning for {shape.name}, which sees every image in the same "
+                "size.",
                 "Leave it out.",
+                option="image_size",
             )
         return None
     least = _side(shape.least_image_tokens, side)
@@ -71,6 +72,7 @@ def image_size_of(shape: ModelShape, workload: Workload) -> int | None:
             f"image_size is {asked}, but {shape.name} sees no image smaller than {least} x {least} "
             "pixels.",
             "Give a larger one.",
+            option="image_size",
         )
     return asked or max(least, min(_side(shape.image_tokens, side), _of_context(shape, workload)))
 

@@ -78,6 +78,9 @@ def test_a_list_is_one_of_frames_with_their_rate(loaded, shell):
     assert len(shell.user_ns["_"].images) == 3
     for words in ("frames[0]", "frames frames"):
         assert "video" in loaded(f"%%glm4v {words} --fps 2 {SMALL}\nWhat?", fails=True)
+    for none in ([], (), np.zeros((0, 8, 8, 3), np.uint8)):
+        shell.user_ns["none"] = none
+        assert "none holds no frames" in loaded(f"%%glm4v none --fps 2 {SMALL}\nWhat?", fails=True)
 
 
 def test_a_clip_that_is_too_long_is_looked_at_less_often(run, shell, tmp_path, monkeypatch):

@@ -585,14 +585,14 @@ def test_a_gpu_that_does_not_tell_its_size_is_described(monkeypatch):
     assert usable.usable_gpus("1x24GiB")[0].total_bytes == 24 * GIB
 
 
-@takes("quantised_already", "Leave quantize out.", "float16_instead", "float16_overflows")
+@takes("quantised_already", "float16_instead", "float16_overflows")
 def test_what_cannot_be_quantised_is_placed_without(monkeypatch):
     gpus = parse_gpus("4xV100-32GiB")
     shape = NINE_B.shape()
     bare = tuple(replace(unit, linear=()) for unit in shape.units)
     for changed in (replace(shape, fp8=True), replace(shape, units=bare)):
         monkeypatch.setattr(type(NINE_B), "shape", lambda _, shape=changed: shape)
-        with pytest.raises(OptionError, match=r"[Ll]eave quantize out"):
+        with pytest.raises(OptionError, match=r"[Ll]eave (quantize|it) out"):
             decide(NINE_B, PlacementOptions(quantize="4bit"), gpus)
         assert decide(NINE_B, PlacementOptions(), gpus).device_map
         monkeypatch.undo()
@@ -713,7 +713,7 @@ def test_plans_and_indexes_that_are_put_right():
 @takes("Leave it out.", "Give a larger one.")
 def test_images_get_a_size_that_suits_the_model():
     gpus = parse_gpus("4x24GiB")
-    with pytest.raises(OptionError, match=r"no image_size to choose\. Leave it out\."):
+    with pytest.raises(OptionError, match=r"^image_size has no meaning .* Leave it out\."):
         make_plan(NINE_B, PlacementOptions(image_size=448), gpus)
     assert make_plan(NINE_B, PlacementOptions(), gpus).fullness <= 1
     newer = architecture("GLM-4.1V-9B-Thinking")

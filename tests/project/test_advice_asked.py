@@ -554,7 +554,7 @@ def test_an_answer_that_was_begun_is_asked_again(talkative):
 
 @takes(
     "The address of an OpenAI-compatible API usually ends in /v1.",
-    "It can be loaded and asked; for anything else name a checkpoint.",
+    "It can be loaded and asked; for anything else name a checkpoint, or load one.",
 )
 def test_addresses(server, tiny):
     at = f"http://127.0.0.1:{server.port}"
@@ -564,7 +564,7 @@ def test_addresses(server, tiny):
     )
     session = Session().load(f"{at}/v1")
     assert session.ask("What?", **GREEDY).usage.new_tokens
-    advice = "It can be loaded and asked; for anything else name a checkpoint."
+    advice = "It can be loaded and asked; for anything else name a checkpoint, or load one."
     refused(advice, lambda: architecture(f"{at}/v1"))
     assert architecture("GLM-4V-9B").shape()
 

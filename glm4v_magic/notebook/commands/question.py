@@ -16,7 +16,7 @@ from glm4v_magic.core.errors import OptionError, did_you_mean
 from glm4v_magic.core.options import AnswerForm, Sampling, VideoParts, check, of_group
 from glm4v_magic.core.typed_options import as_typed, typed
 from glm4v_magic.core.video import SourcedVideo
-from glm4v_magic.images.video import has_frames, is_clip, to_video
+from glm4v_magic.images.video import has_frames, is_clip, may_be_frames, to_video
 from glm4v_magic.notebook.command_line import Quoted
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.live.output import show
@@ -145,11 +145,10 @@ def clips_of(words: Sequence[str], names: Mapping[str, Any]) -> list[str]:
 
 
 def frames_of(arguments: Namespace, words: Sequence[str], names: Mapping[str, Any]) -> list[str]:
-    """Return the words that name lists of frames: with ``--fps``, lists of several images."""
+    """Return the words that name lists of frames: with ``--fps``, lists of images, not of one."""
     if arguments.fps is None or clips_of(words, names):
         return []
-    lists = {word for word in words if isinstance(names.get(word), list | tuple)}
-    return [word for word in words if word in lists and len(names[word]) > 1]
+    return [word for word in words if may_be_frames(names.get(word))]
 
 
 def video_of(
