@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from glm4v_magic.core.plan import Plan
     from glm4v_magic.engines import Engine
 
-__all__ = ["ModelInUse"]
+__all__ = ["ModelInUse", "loaded_all_the_same"]
 
 
 class ModelInUse:
@@ -66,7 +66,14 @@ class ModelInUse:
             model: as in `stream_load`.
             options: likewise.
         """
-        self.stream_load(model, **options).follow()
+        before = self._engine
+        try:
+            self.stream_load(model, **options).follow()
+        except KeyboardInterrupt as interrupt:
+            now = self._engine
+            if type(interrupt) is not KeyboardInterrupt or now is None or now is before:
+                raise
+            raise loaded_all_the_same(now.info.model) from None
         return self
 
     @accepts("load")
@@ -276,6 +283,13 @@ class ModelInUse:
             return False
         engine.close()
         return True
+
+
+def loaded_all_the_same(model: str) -> KeyboardInterrupt:
+    """Return the interrupt of a load that came when the model was in use already."""
+    return KeyboardInterrupt(
+        f"{model} is loaded all the same: it was ready when the interrupt came."
+    )
 
 
 @contextmanager

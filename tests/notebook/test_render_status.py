@@ -20,6 +20,7 @@ from glm4v_magic.notebook.render.progress import (
     loaded_line,
     loading_line,
     progress_bundle,
+    starting_line,
 )
 from glm4v_magic.notebook.render.status import status_bundle, status_rows
 
@@ -34,6 +35,14 @@ INFO = EngineInfo(
     dtype="bfloat16",
     devices=("cuda:0", "cuda:1"),
 )
+
+
+def test_what_is_left_of_a_start_that_was_stopped_is_true():
+    assert "PyTorch is still starting, in the background" in starting_line(
+        "PyTorch", is_stopped=True
+    )
+    assert starting_line("Ray", is_stopped=True) == "Ray was being started."  # and is ended
+    assert starting_line("Ray") == "Starting Ray ..."
 
 
 def test_status_of_a_loaded_model():

@@ -95,6 +95,25 @@ def test_the_model_before_survives_an_interrupt_at_each_weight(session, said):
         assert loads(session) == (said, 0)
 
 
+def test_an_interrupt_when_the_new_model_is_in_use_says_so(monkeypatch):
+    session, real = Session().load(OTHER), Session.stream_load
+
+    class Interrupted:
+        def __init__(self, stream):
+            self.stream = stream
+
+        def follow(self):
+            self.stream.follow()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "stream_load", lambda *a, **o: Interrupted(real(*a, **o)))
+    with pytest.raises(KeyboardInterrupt, match=r"demo is loaded all the same: it was ready when"):
+        session.load("demo")
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        session.load("demo")  # it was in use before
+    session.unload()
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_the_model_before_survives_an_interrupt_around_the_weights(
     session, said, monkeypatch, moment

@@ -19,6 +19,7 @@ from glm4v_magic.notebook.live.screen import screen_for
 from glm4v_magic.notebook.render.answers.chat import chat_name
 from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.notebook.render.status import status_bundle, status_rows
+from glm4v_magic.session.model_in_use import loaded_all_the_same
 from glm4v_magic.session.session import Session
 
 __all__ = ["load", "release", "status", "unload"]
@@ -71,9 +72,7 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
         if info is None or info is before.info:
             raise
         screen.loaded(info)
-        raise KeyboardInterrupt(
-            f"{info.model} is loaded all the same: it was ready when the interrupt came."
-        ) from None
+        raise loaded_all_the_same(info.model) from None
     finally:
         screen.close()
 

@@ -65,6 +65,8 @@ def progress_bundle(
 
 def starting_line(library: str, *, is_stopped: bool = False) -> str:
     """Return the line shown while a library is imported, or left when that was stopped."""
+    if is_stopped and library == "Ray":  # its processes are ended, whatever is imported meanwhile
+        return "Ray was being started."
     if is_stopped:
         return f"{library} is still starting, in the background; the next question waits for it."
     return f"Starting {library} ..."
