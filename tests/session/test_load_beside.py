@@ -96,7 +96,7 @@ def test_the_model_before_survives_an_interrupt_at_each_weight(session, said):
 
 
 def test_an_interrupt_when_the_new_model_is_in_use_says_so(monkeypatch):
-    session, real = Session().load(OTHER), Session.stream_load
+    session, real = Session().load(TINY), Session.stream_load
 
     class Interrupted:
         def __init__(self, stream):
@@ -108,9 +108,9 @@ def test_an_interrupt_when_the_new_model_is_in_use_says_so(monkeypatch):
 
     monkeypatch.setattr(Session, "stream_load", lambda *a, **o: Interrupted(real(*a, **o)))
     with pytest.raises(KeyboardInterrupt, match=r"demo is loaded all the same: it was ready when"):
-        session.load("demo")
+        session.load(OTHER)
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
-        session.load("demo")  # it was in use before
+        session.load(OTHER)  # it was in use before
     session.unload()
 
 
