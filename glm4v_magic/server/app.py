@@ -28,6 +28,7 @@ from glm4v_magic.core.conversation import Generation, Usage
 from glm4v_magic.core.errors import (
     BusyError,
     CheckpointError,
+    EngineError,
     Glm4vError,
     InputError,
     OptionError,
@@ -269,7 +270,10 @@ class _Api:
             watch = ending.enter_context(self._metrics.request())
             with self._room.held() as take:
                 body = await _body(request, take)
-                question = await run_in_threadpool(self._read, body)
+                try:
+                    question = await run_in_threadpool(self._read, body)
+                except asyncio.CancelledError:  # uvicorn waits for open requests only so long
+                    raise EngineError("The server was stopped before it had read this.") from None
                 del body
             reply = _Reply(self._name)
             turn = self._worker.begin(question.requests, pieces=question.stream)

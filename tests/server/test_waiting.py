@@ -19,7 +19,7 @@ import glm4v_magic
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import EngineError
 from glm4v_magic.core.options import Sampling
-from glm4v_magic.server import app
+from glm4v_magic.server import app, listening
 from glm4v_magic.server.worker import Worker
 from glm4v_magic.session.session import Session
 
@@ -326,6 +326,25 @@ class TestTheEnd:
             assert "The server was stopped" in waiting.getresponse().read().decode()
         model.end()
         assert model.steps < WHOLE / 2
+
+    def test_what_is_still_being_read_is_answered_as_an_error_is(
+        self, tiny_model, monkeypatch, capfd
+    ):
+        real, reading = app.read_question, threading.Event()
+
+        def slow(*content, **terms):
+            reading.set()
+            time.sleep(0.5)
+            return real(*content, **terms)
+
+        monkeypatch.setattr(listening, "_STOP_SECONDS", 0.05)
+        monkeypatch.setattr(app, "read_question", slow)
+        with watched(tiny_model, monkeypatch) as (server, _), ThreadPoolExecutor() as pool:
+            asked = pool.submit(ask, server, question())
+            assert reading.wait(SECONDS)
+            server.stop()
+            assert_error(asked.result(), 500, "The server was stopped before it had read this.")
+        assert "Traceback" not in capfd.readouterr().err
 
 
 class TestEngineTrouble:
