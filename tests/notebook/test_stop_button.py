@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 
 import ipykernel
@@ -72,31 +73,39 @@ class FrontEnd:
                 return message
         raise TimeoutError
 
-    def listen_for_button(self):
-        return self.listen(
+    def listen_for_button(self, *, until_shown=True):
+        """Return the message that makes it; by default once it is shown and can be clicked."""
+        button = self.listen(
             lambda said: (
                 said["msg_type"] == "comm_open"
                 and said["content"]["data"]["state"].get("description") == "Stop"
             )
         )
+        if until_shown:
+            self.listen(lambda said: WIDGET in said["content"].get("data", {}))
+        return button
 
     def click(self, button):
         click = {"method": "custom", "content": {"event": "click"}}
-        self.send(
+        return self.send(
             "shell",
             "comm_msg",
             {"comm_id": button["content"]["comm_id"], "data": click},
             subshell_id=self.subshell,
         )
 
-    def finish(self, number):
-        """Wait for the end of a cell; return its reply."""
+    def listen_for_end(self, number):
+        """Wait until all is done that was asked for."""
         self.listen(
             lambda said: (
                 said["content"].get("execution_state") == "idle"
                 and said["parent_header"].get("msg_id") == number
             )
         )
+
+    def finish(self, number):
+        """Wait for the end of a cell; return its reply."""
+        self.listen_for_end(number)
         return self.reply("shell", number)
 
     def run(self, code, cell="a1"):
@@ -234,7 +243,6 @@ class TestManyRows:
     def test_a_click_stops_them_and_keeps_what_they_say(self, front_end):
         number = front_end.start(ROWS.replace("-tokens 2", "-tokens 4000"))
         button = front_end.listen_for_button()
-        front_end.listen(lambda said: WIDGET in said["content"].get("data", {}))
         # The kernel has nothing more to say until a row is done, which would take minutes.
         front_end.click(button)
         reply = front_end.finish(number)
@@ -306,10 +314,11 @@ class TestSilence:
             f"%glm4v load {server.url}\nrows = [{{'n': n, 'label': 'yes'}} for n in range(20)]"
         )
 
-    def stop(self, front_end, cell, until=WIDGET):
+    def stop(self, front_end, cell, until=""):
         number = front_end.start(cell)
         button = front_end.listen_for_button()
-        front_end.listen(lambda said: until in str(said["content"].get("data", {})))
+        if until:
+            front_end.listen(lambda said: until in str(said["content"].get("data", {})))
         front_end.click(button)
         reply = front_end.finish(number)
         assert (reply["status"], reply["ename"]) == ("error", "Stopped")
@@ -319,9 +328,9 @@ class TestSilence:
     @pytest.mark.parametrize(
         ("parts", "until", "said"),
         [
-            ((silence,), WIDGET, "''"),
+            ((silence,), "", "''"),
             ((MIDDLE, silence), "So", "'So'"),
-            ((BUSY,), WIDGET, "''"),
+            ((BUSY,), "", "''"),
         ],
         ids=["before the first byte", "in the middle", "it is asked again later"],
     )
@@ -334,9 +343,22 @@ class TestSilence:
         with deaf() as url:
             number = front_end.start(f"%glm4v load {url}")
             button = front_end.listen_for_button()
-            front_end.listen(lambda said: f"Waiting for {url}" in str(said["content"]))
+            assert f"Waiting for {url}" in str(front_end.said[-1]["content"])
             front_end.click(button)
             assert front_end.finish(number)["ename"] == "Stopped"
+
+    def test_of_one_whose_button_is_still_being_made(self, front_end):
+        slow = "(lambda self, *given, of=ipywidgets.HTML.__init__, **more:"
+        slow += " (time.sleep(1), of(self, *given, **more))[1])"
+        front_end.run(f"import ipywidgets, time\nusual, made = ipywidgets.HTML.__init__, {slow}")
+        front_end.run("ipywidgets.HTML.__init__ = made")
+        try:
+            with deaf() as url:
+                number = front_end.start(f"%glm4v load {url}")
+                front_end.click(front_end.listen_for_button(until_shown=False))
+                assert front_end.finish(number)["ename"] == "Stopped"
+        finally:
+            front_end.run("ipywidgets.HTML.__init__ = usual")
 
     @pytest.mark.parametrize("evaluate", ["", " --evaluate label"])
     def test_of_rows(self, front_end, server, evaluate):
@@ -364,3 +386,47 @@ class TestSilence:
             cell = f"%%glm4v --compare {server.url},{url} -o compared\nWhat?"
             self.stop(front_end, cell, f"Waiting for {url}")
         assert front_end.value("[each.text for each in compared.columns]") == "['yes', None]"
+
+
+class TestFailure:
+    """A server fails when a click has been heard, and before anybody looks at the button."""
+
+    @pytest.fixture(autouse=True)
+    def _seldom_looked_at(self, front_end, server):
+        server.answer(MODELS, models("m"))
+        front_end.run(f"%glm4v load {server.url}\nrows = [1, 2]")
+        front_end.run("import glm4v_magic.engines.silence as at\nusual, at.SECONDS = at.SECONDS, 4")
+        yield
+        front_end.run("at.SECONDS = usual")
+        server.forget()
+        server.answer(MODELS, models("m"))
+
+    @pytest.mark.parametrize(
+        ("about", "cell", "buttons"),
+        [
+            (CHAT, "%%glm4v\nWhat?", 1),
+            (CHAT, "%%glm4v --over rows --fresh\nIs it {{item}}?", 1),
+            (CHAT, "%%glm4v --compare 'temperature=1,temperature=0'\nWhat?", 1),
+            (MODELS, "%glm4v load {other}", 1),
+            (MODELS, "%%glm4v --compare '{url},{other}'\nWhat?", 2),
+        ],
+        ids=["an answer", "rows", "settings", "a load", "a load for a comparison"],
+    )
+    def test_the_click_counts(self, front_end, server, about, cell, buttons):
+        heard = threading.Event()
+
+        def fail(connection):
+            assert heard.wait(SECONDS)
+            connection.sendall(response(status="401 Unauthorized"))
+
+        server.answer(CHAT, stream(piece("yes"), END))
+        server.answer(about, fail)
+        other = server.url.replace("127.0.0.1", "localhost")
+        number = front_end.start(cell.replace("{url}", server.url).replace("{other}", other))
+        for _ in range(buttons):
+            button = front_end.listen_for_button()
+        front_end.listen_for_end(front_end.click(button))
+        heard.set()
+        reply = front_end.finish(number)
+        assert (reply["status"], reply["ename"]) == ("error", "Stopped")
+        assert sorted(front_end.models("comm_close")) == sorted(front_end.models("comm_open"))

@@ -43,6 +43,7 @@ from glm4v_magic.notebook.commands.question import (
     video_parts,
 )
 from glm4v_magic.notebook.live.screen import screen_for
+from glm4v_magic.notebook.live.stop_button import heard_first
 
 if TYPE_CHECKING:
     from glm4v_magic.session.stream import Stream
@@ -192,7 +193,10 @@ def carry_out(
     earlier = context.session.status().last
     given: Answer | None = None
     try:
-        with call(**sampling, **form.options, model=context.settings.model) as stream:
+        with (
+            call(**sampling, **form.options, model=context.settings.model) as stream,
+            heard_first(screen),
+        ):
             for event in stream:
                 screen.show(event)
         answer: Answer = stream.result

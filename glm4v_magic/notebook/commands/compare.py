@@ -19,6 +19,7 @@ from glm4v_magic.images import SourcedImage
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.question import form_asked, sampling_of
 from glm4v_magic.notebook.live.columns import columns_for
+from glm4v_magic.notebook.live.stop_button import heard_first
 from glm4v_magic.notebook.next_steps import PYTHON_IN_CELL
 
 __all__ = ["compare", "refuse_beside_compare"]
@@ -81,7 +82,7 @@ def compare(
         told=context.told,
     )
     try:
-        with stream:
+        with stream, heard_first(board):
             for event in stream:
                 board.show(event)
         result: ComparedAnswers = stream.result

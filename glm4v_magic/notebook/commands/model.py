@@ -16,6 +16,7 @@ from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.plan import given_map
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.live.screen import screen_for
+from glm4v_magic.notebook.live.stop_button import heard_first
 from glm4v_magic.notebook.render.answers.chat import chat_name
 from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.notebook.render.status import status_bundle, status_rows
@@ -54,7 +55,7 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
     model = before.choice.model or context.settings.model or of_plan if given is None else given
     screen = screen_for(context.shell, ModelChoice(model).name)
     try:
-        with context.session.stream_load(model, **options) as events:
+        with context.session.stream_load(model, **options) as events, heard_first(screen):
             for event in events:
                 screen.show(event)
         info = context.session.status().info

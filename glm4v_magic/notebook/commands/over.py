@@ -51,6 +51,7 @@ from glm4v_magic.notebook.commands.question import (
 from glm4v_magic.notebook.live.board import Board, board_for
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.live.screen import screen_for
+from glm4v_magic.notebook.live.stop_button import heard_first
 from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.render.rows import go_on
 from glm4v_magic.outside import is_there
@@ -236,12 +237,13 @@ def _ask(context: Context, arguments: Namespace, stream: Stream, rows: int) -> A
         told=context.told,
     )
     try:
-        with stream:
+        with stream, heard_first(screen, board):
             for event in stream:
                 if isinstance(event, (Starting, Loading, Waiting)):
                     screen.show(event)
                 elif isinstance(event, Started):
                     screen.loaded(event.info)
+                    screen.stop_if_pressed()
                 board.show(event)
         result = stream.result
         context.keep(result, arguments.out)

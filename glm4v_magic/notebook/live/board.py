@@ -117,6 +117,9 @@ class Board:
         """Called when a row is done."""
         self.progress = progress
 
+    def stop_if_pressed(self) -> None:
+        """Raise KeyboardInterrupt if the Stop button was pressed."""
+
     def finish(self) -> None:
         """Show the table: the run has ended or was stopped."""
 
@@ -166,15 +169,16 @@ class NotebookBoard(Board):
         """
         if self._is_silent:
             self._move(self._so_far)
-        self._stop_if_pressed()
+        self.stop_if_pressed()
 
     def silent(self, waiting: Waiting) -> None:
         """Say what is waited for, for how long is not known; raises as `step` does."""
         if self._pace_of_silence.due():
             self._move(self._so_far, waiting)
-        self._stop_if_pressed()
+        self.stop_if_pressed()
 
-    def _stop_if_pressed(self) -> None:
+    def stop_if_pressed(self) -> None:
+        """Look at the button of the head."""
         if self._head is not None and self._head.stop_pressed:
             raise KeyboardInterrupt
 

@@ -65,6 +65,9 @@ class Columns:
     def show(self, event: Event) -> None:
         """Show an event; called with each event, in order."""
 
+    def stop_if_pressed(self) -> None:
+        """Raise KeyboardInterrupt if the Stop button was pressed."""
+
     def finish(self, comparison: ComparedAnswers) -> None:
         """Show the comparison: it has ended or was stopped."""
 
@@ -104,6 +107,7 @@ class _WithScreens(Columns):
                 self._screen.show(event)
             case Started():
                 self._screen.loaded(event.info)
+                self._screen.stop_if_pressed()
                 if self._is_asked and not self._has_begun:
                     self._has_begun = True
                     self.start(event)
@@ -116,12 +120,17 @@ class _WithScreens(Columns):
                 self.step()
             case ColumnDone():
                 self._is_asked = False
-                self._load(self._model)  # at the end it is loaded again, if it has made room
                 self.column(event.result)
+                self._screen.stop_if_pressed()  # a server may have failed since it was pressed
+                self._load(self._model)  # at the end it is loaded again, if it has made room
 
     def _load(self, model: str) -> None:
         self._screen.close()
         self._screen = screen_for(self._shell, model, button=self._may_have_button, told=self._told)
+
+    def stop_if_pressed(self) -> None:
+        """Look at the button of the bar."""
+        self._screen.stop_if_pressed()
 
     def close(self) -> None:
         """Leave no bar half drawn."""
@@ -177,6 +186,11 @@ class NotebookColumns(_WithScreens):
         """
         if self._head is not None and self._head.stop_pressed:
             raise KeyboardInterrupt
+
+    def stop_if_pressed(self) -> None:
+        """Look at the buttons of the bar and of the line."""
+        super().stop_if_pressed()
+        self.step()
 
     def column(self, comparison: ComparedAnswers) -> None:
         """Show the table so far."""

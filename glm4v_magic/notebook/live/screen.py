@@ -127,6 +127,9 @@ class Screen:
     def finish(self, answer: Answer) -> None:
         """Called when the answer is complete or was stopped."""
 
+    def stop_if_pressed(self) -> None:
+        """Raise KeyboardInterrupt if the Stop button was pressed."""
+
     def close(self) -> None:
         """Leave nothing half drawn; called at the end of every call."""
 
@@ -212,7 +215,7 @@ class NotebookScreen(Screen):
         if not self._library:
             self._library, self._since = library, time.monotonic()
             self._bar.show(line_bundle(starting_line(library)))
-        self._stop_if_pressed()
+        self.stop_if_pressed()
 
     def loading(self, progress: LoadProgress) -> None:
         """Move the bar."""
@@ -228,7 +231,7 @@ class NotebookScreen(Screen):
                     bytes_per_second=self._rate.so_far(progress.done_bytes),
                 )
             )
-        self._stop_if_pressed()
+        self.stop_if_pressed()
 
     def waiting(self, waiting: Waiting) -> None:
         """Say what is waited for, if that is not the answer; raises as `piece` does."""
@@ -236,7 +239,7 @@ class NotebookScreen(Screen):
             if self._waiting is None:
                 self._bar.show(line_bundle(waiting_line(waiting.on)))
             self._waiting = waiting
-        self._stop_if_pressed()
+        self.stop_if_pressed()
 
     def loaded(self, info: EngineInfo) -> None:
         """Replace the bar by one line."""
@@ -279,7 +282,7 @@ class NotebookScreen(Screen):
     def thinking(self, text: str) -> None:
         """Show the last lines of the thinking; raises as `piece` does."""
         self._answer.think(text)
-        self._stop_if_pressed()
+        self.stop_if_pressed()
 
     def reclassified(self) -> None:
         """Show as thinking what was shown as an answer."""
@@ -293,9 +296,10 @@ class NotebookScreen(Screen):
                 when the kernel is interrupted.
         """
         self._answer.add(text)
-        self._stop_if_pressed()
+        self.stop_if_pressed()
 
-    def _stop_if_pressed(self) -> None:
+    def stop_if_pressed(self) -> None:
+        """Look at the button of the bar and at that of the answer."""
         if any(each is not None and each.stop_pressed for each in (self._head, self._button)):
             raise KeyboardInterrupt
 

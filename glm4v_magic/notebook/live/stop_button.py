@@ -7,18 +7,45 @@ only while answers are generated, and is not saved with the notebook.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
 
 from IPython.core.displaypub import CapturingDisplayPublisher
 
+from glm4v_magic.core.errors import EngineError
 from glm4v_magic.notebook.live.busy import hear_while_busy
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["StopButton", "is_watched", "stop_button"]
+__all__ = ["StopButton", "heard_first", "is_watched", "stop_button"]
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+class HasButton(Protocol):
+    """A screen, a board or the columns of a comparison."""
+
+    def stop_if_pressed(self) -> None:
+        """Raise KeyboardInterrupt if the Stop button was pressed."""
+
+
+@contextmanager
+def heard_first(*places: HasButton) -> Iterator[None]:
+    """Let a click count that came before an engine or its server failed.
+
+    Buttons are looked at with every event, and a server that is waited for may give up in between.
+
+    Raises:
+        KeyboardInterrupt: in place of that failure, if a button was pressed.
+    """
+    try:
+        yield
+    except EngineError:
+        for each in places:
+            each.stop_if_pressed()
+        raise
 
 
 def is_watched(shell: InteractiveShell) -> bool:
@@ -66,12 +93,12 @@ class StopButton:
             layout={"width": "auto"},
         )
         self._button.on_click(self._press)
+        hear_while_busy(self._button)  # at once: no click is heard at the end of the cell
         self._line = ipywidgets.HTML(status)
         row = ipywidgets.HBox([self._button, self._line], layout={"align_items": "center"})
         self._above = ipywidgets.HTML(html)
         self._box = ipywidgets.VBox([self._above, row])
         self._widgets = [self._box, self._above, row, self._line, self._button]
-        hear_while_busy(self._button)
 
     @property
     def pressed(self) -> bool:
