@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pytest
 from PIL import Image, ImageChops
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
@@ -42,6 +43,7 @@ _QUIET = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 _TOKEN = "test"
+_SETTINGS = ("config", "lab", "user-settings", "@jupyterlab")
 _SECONDS = 120
 _SESSION = "(panel => panel?.sessionContext || panel?.context?.sessionContext)" + (
     "(window.jupyterapp.shell.currentWidget)"
@@ -71,6 +73,16 @@ class Server:
         folder.mkdir()
         return folder
 
+    def draw_all_cells(self, is_wanted: bool) -> None:
+        """Set whether pages draw cells that are not in sight, too; for those opened from now on."""
+        settings = self.folder.parent.joinpath(*_SETTINGS, "notebook-extension")
+        settings.mkdir(exist_ok=True)
+        file = settings / "tracker.jupyterlab-settings"
+        if is_wanted:
+            file.write_text('{"windowingMode": "none"}')
+        else:
+            file.unlink(missing_ok=True)
+
 
 @contextmanager
 def jupyter_server() -> Iterator[Server]:
@@ -80,7 +92,7 @@ def jupyter_server() -> Iterator[Server]:
         (folder / "served").mkdir()
         extensions = folder / "share" / "labextensions"
         shutil.copytree(ROOT / "labextension", extensions / "glm4v-magic")
-        settings = folder / "config" / "lab" / "user-settings" / "@jupyterlab"
+        settings = folder.joinpath(*_SETTINGS)
         (settings / "apputils-extension").mkdir(parents=True)
         (settings / "apputils-extension" / "notification.jupyterlab-settings").write_text(
             '{"fetchNews": "false", "checkForUpdates": false}'
@@ -133,6 +145,7 @@ class Front:
         width: int = 1000,
         height: int = 900,
         scale: int = 1,
+        all_cells: bool = False,
     ) -> Iterator[Page]:
         """Show a notebook, its kernel ready, nothing run yet.
 
@@ -143,7 +156,9 @@ class Front:
             width: of the window, in CSS pixels.
             height: likewise.
             scale: device pixels to a CSS pixel.
+            all_cells: whether cells are drawn that are not in sight, too.
         """
+        self.server.draw_all_cells(all_cells)
         folder = self.server.new_folder()
         for file in files:
             shutil.copy(file, folder)
@@ -234,6 +249,24 @@ def wait_for_prompt(page: Page, number: int) -> None:
         }""",
         arg=number,
     )
+
+
+def serious(page: Page, part: str) -> list[tuple[str, list[str]]]:
+    """Return what axe finds serious in a part of the page: the rule, and the elements.
+
+    Args:
+        page: the page.
+        part: selector of it.
+    """
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe is not installed"
+    )
+    found = axe.Axe().run(page, context=part).response["violations"]
+    return [
+        (each["id"], [node["html"][:200] for node in each["nodes"]])
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    ]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

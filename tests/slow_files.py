@@ -17,6 +17,7 @@ SLOW = {
     "notebook/test_views_browser.py": "a browser",
     "engines/test_decoding.py": "one model on many devices",
     "notebook/test_widgets_browser.py": "a browser",
+    "notebook/test_saved_outputs.py": "a browser",
     "session/test_native_session.py": "loads many models",
     "dispatch/test_any_split.py": "many device maps of one model",
     "notebook/test_stop_button.py": "a browser",

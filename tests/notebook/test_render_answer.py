@@ -145,7 +145,7 @@ def test_details_are_folded_behind_the_usage():
     )
     assert "This is the demo model." in before
     assert "\n" not in folded  # a blank line would end the HTML
-    assert folded.endswith("</table></details>")
+    assert folded.endswith("</table></a></div></details>")
     assert "<b>" not in folded
     assert "$1" not in folded
     rows = dict(re.findall(r"<th[^>]*>(.*?)</th><td[^>]*>(.*?)</td>", folded))

@@ -8,8 +8,9 @@ from importlib import resources
 
 import jinja2
 import pytest
+from html_tree import Tree
 
-from glm4v_magic.notebook.render import Html
+from glm4v_magic.notebook.render import Html, breaking, scrolling
 from glm4v_magic.notebook.render.templates import fill
 
 DRAWN_ALONE = """
@@ -29,7 +30,7 @@ print(*sorted(new - sys.stdlib_module_names))
 
 
 def test_values_are_escaped_and_lose_their_control_characters():
-    assert fill("line", line="<b>\"'&\x1b[31m") == "<div>&lt;b&gt;&#34;&#39;&amp;[31m</div>"
+    assert fill("line", line="<b>\"'&\x1b[31m") == "<div>&lt;b&gt;&quot;&#x27;&amp;[31m</div>"
 
 
 def test_html_is_printed_as_it_is():
@@ -62,3 +63,26 @@ def test_a_plan_is_drawn_by_the_standard_library_alone():
     done = subprocess.run([sys.executable, "-c", DRAWN_ALONE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["glm4v_magic"]
+
+
+def test_lines_may_end_within_long_names_and_nothing_else_is_changed():
+    name = "model.language_model.layers.12.self_attn"
+    assert breaking(f"in {name}").replace("<wbr>", "") == f"in {name}"
+    longest = max(breaking(name).split("<wbr>"), key=len)
+    assert len(longest) <= 20
+    assert breaking("x" * 50).count("<wbr>") == 3
+    for short in ("a short text", "\u5f20" * 60, "layers 12-26", ""):
+        assert breaking(short) == short
+    assert breaking("&" * 30).replace("<wbr>", "") == "&amp;" * 30
+    assert breaking(Html("<b>")) == "<b>"
+    attack = "<script>" + "a" * 40
+    assert breaking(attack).replace("<wbr>", "") == "&lt;script&gt;" + "a" * 40
+
+
+def test_what_scrolls_can_be_reached_and_holds_no_link():
+    tree = Tree(scrolling('a "name"', Html("<table><tr><td>1</td></tr></table>")))
+    (holds,) = tree.scrolling
+    assert (holds["tabindex"], holds["role"], holds["aria-label"]) == ("0", "region", 'a "name"')
+    assert "overflow-x:auto" in holds["style"]
+    for template in (resources.files("glm4v_magic.notebook.render") / "templates").iterdir():
+        assert "<a " not in template.read_text(encoding="utf-8"), template.name

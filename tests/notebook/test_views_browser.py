@@ -85,6 +85,7 @@ def test_nothing_is_wider_than_the_page_of_a_phone(page):
             lab.cell(page, number).scroll_into_view_if_needed()
             assert page.evaluate(CUT) == []
             assert all(part["over"] <= 1 for part in page.evaluate(SEEN, number))
+            assert serious(page, number) == []
     finally:
         page.set_viewport_size(size)
 
@@ -165,9 +166,6 @@ def test_nor_where_something_wrong_is_typed(page):
 
 def serious(page, number: int) -> list[tuple[str, list[str]]]:
     """Return what axe finds in the output of a cell: the rule, and the elements."""
-    axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="axe is not installed"
-    )
     lab.cell(page, number).scroll_into_view_if_needed()
     page.evaluate(
         """number => {
@@ -177,12 +175,7 @@ def serious(page, number: int) -> list[tuple[str, list[str]]]:
         }""",
         number,
     )
-    found = axe.Axe().run(page, context=f'[data-axe="{number}"]').response["violations"]
-    return [
-        (each["id"], [node["html"][:200] for node in each["nodes"]])
-        for each in found
-        if each["impact"] in ("serious", "critical")
-    ]
+    return lab.serious(page, f'[data-axe="{number}"]')
 
 
 def test_a_word_is_chosen_by_keyboard_and_mouse(page):

@@ -17,13 +17,14 @@ and running parts), `memory`, `doctor`, `status`, `settings`, and `progress` of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from html import escape
 from typing import TypeAlias
 
 from glm4v_magic.core.wording import printable
 
-__all__ = ["Html", "MimeBundle", "joined"]
+__all__ = ["Html", "MimeBundle", "breaking", "joined", "scrolling"]
 
 MimeBundle: TypeAlias = dict[str, str]
 """One output, by MIME type. ``text/plain`` is always there: terminals show nothing else."""
@@ -49,6 +50,51 @@ class Html(str):
 def joined(pieces: Iterable[str], between: Html = Html()) -> Html:  # noqa: B008  no one changes it
     """Return pieces in a row; those that are not HTML are escaped."""
     return Html(between.join(map(str, map(_escaped, pieces))))
+
+
+def scrolling(label: str, content: Html) -> Html:
+    """Return `content`, such as a table, in a part of the page that scrolls where it is too wide.
+
+    The keyboard reaches it, also in a notebook that is not trusted: JupyterLab drops ``tabindex``
+    there, except from a link, which may have no address, and hold a table. It asks for no width of
+    its own, or what holds a widget would be as wide as the table, and cut. Markdown reads a line as
+    HTML that begins with <div>.
+
+    Args:
+        label: what it is, for a screen reader.
+        content: what may be wide; no link.
+    """
+    return _SCROLLING.fill(label, content)
+
+
+def breaking(text: str, escaped: Callable[[str], str] = escape) -> Html:
+    """Return text as HTML in which lines may end within long names and paths; none is copied.
+
+    JupyterLab drops ``overflow-wrap:anywhere`` from notebooks that are not trusted, and any other
+    way lets a table be as wide as its longest word.
+
+    Args:
+        text: the text.
+        escaped: makes HTML of each of its parts.
+    """
+    if isinstance(text, Html):
+        return text
+    parts, at, text = [], 0, printable(text)
+    for word in _LONG_WORD.finditer(text):
+        parts.append(escaped(text[at : word.start()]))
+        parts.append(_MAY_END.join(map(escaped, _PARTS.findall(word[0]))))
+        at = word.end()
+    return Html("".join([*parts, escaped(text[at:])]))
+
+
+_SCROLLING = Html(
+    '<div><a tabindex="0" role="region" aria-label="{}" style="display:block;overflow-x:auto;'
+    'width:0;min-width:100%;color:inherit;text-decoration:none">{}</a></div>'
+)
+_MAY_END = Html("<wbr>")
+# Only of ASCII: nothing parts a letter from its marks, and Chinese has ends of lines everywhere.
+_LONG_WORD = re.compile(r"[!-~]{17,}")
+_PARTS = re.compile(r"[0-9A-Za-z]{1,16}[^0-9A-Za-z]{0,4}|[^0-9A-Za-z]{1,8}")
 
 
 def _escaped(value: str | float) -> str | float:

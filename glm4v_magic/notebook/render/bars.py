@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from glm4v_magic.notebook.render import Html, joined
+from glm4v_magic.notebook.render import Html, breaking, joined, scrolling
 
 __all__ = [
     "MUTED",
@@ -128,12 +128,6 @@ _TITLE = Html('<th scope="col" style="{}">{}</th>')
 _ROW = Html('<tr><th scope="row" style="{}">{}</th>{}</tr>')
 _CELL = Html('<td style="{}">{}</td>')
 _FOLD = Html("<details{}><summary>{}</summary>{}</details>")
-# It asks for no width of its own: what holds a widget would be as wide as the table, and be cut.
-_WIDE = Html(
-    '<div style="overflow-x:auto;width:0;min-width:100%" tabindex="0" role="region" '
-    'aria-label="{}">{}</div>'
-)
-_LIVE = Html('<div style="overflow-x:auto;width:0;min-width:100%">{}</div>')
 _AXIS = Html(
     '<div aria-hidden="true" style="display:flex;justify-content:space-between;font-size:0.75em;'
     'color:{}"><span>0</span><span>{}</span></div>'
@@ -254,8 +248,8 @@ def table(
         numbers: how many columns of numbers there are.
         summary: what to click on to unfold it; without it the table is always there.
         is_open: whether it is unfolded at first.
-        label: what it is, for the keyboard and a screen reader; without it and a summary the
-            keyboard does not stop there, as in a view that is drawn anew every second.
+        label: what it is, for the keyboard and a screen reader; without it and a summary it
+            does not scroll itself, as in a view that is drawn anew every second.
     """
     titles = tuple(head)
 
@@ -267,14 +261,16 @@ def table(
         return f"text-align:{align};{wrap}padding:0.1em 0.4em;vertical-align:top"
 
     def line(first: str, *cells: str) -> Html:
-        data = joined(_CELL.fill(side(index), cell) for index, cell in enumerate(cells, start=1))
+        data = joined(
+            _CELL.fill(side(index), breaking(cell)) for index, cell in enumerate(cells, start=1)
+        )
         return _ROW.fill(side(0), first, data)
 
     top = joined(_TITLE.fill(side(index, is_head=True), name) for index, name in enumerate(titles))
     whole = _TABLE.fill(top, joined(line(*row) for row in rows))
     if not summary:
-        return _WIDE.fill(label, whole) if label else _LIVE.fill(whole)
-    return _FOLD.fill(" open" if is_open else "", summary, _WIDE.fill(summary, whole))
+        return scrolling(label, whole) if label else whole
+    return _FOLD.fill(" open" if is_open else "", summary, scrolling(summary, whole))
 
 
 def _piece(segment: Segment, total: int, short: bool) -> Html:

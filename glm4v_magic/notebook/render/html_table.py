@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from glm4v_magic.notebook.render import Html, joined
+from glm4v_magic.notebook.render import Html, joined, scrolling
 
 __all__ = ["begins_table", "safe_table"]
 
@@ -141,7 +141,8 @@ class _Table:
         """Return what was read, as a whole table."""
         self._close()
         caption = _CAPTION.fill(joined(self.captions, _BREAK)) if self.captions else ""
-        return _TABLE.fill(caption, joined(_ROW.fill(joined(row)) for row in self.rows if row))
+        rows = joined(_ROW.fill(joined(row)) for row in self.rows if row)
+        return scrolling("table", _TABLE.fill(caption, rows))
 
 
 def _marked(text: str) -> str:

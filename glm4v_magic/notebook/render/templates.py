@@ -16,7 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 from glm4v_magic.core.wording import printable
-from glm4v_magic.notebook.render import Html
+from glm4v_magic.notebook.render import Html, breaking, scrolling
 from glm4v_magic.notebook.render.markdown import in_attribute, literal
 
 if TYPE_CHECKING:
@@ -58,8 +58,11 @@ def _environment() -> jinja2.Environment:
         extensions=[OneLine],
         auto_reload=False,
     )
+    environment.filters["breaking"] = breaking
+    environment.filters["breaking_literal"] = lambda text: breaking(text, literal)
     environment.filters["literal"] = lambda text: Html(literal(text))
     environment.filters["attribute"] = lambda text: Html(in_attribute(text))
+    environment.globals["scrolling"] = lambda label, caller: scrolling(label, Html(caller()))
     return environment
 
 

@@ -17,7 +17,10 @@ class MemoryWidget(WatchedView):
 
     def __init__(self, monitor: Monitor) -> None:
         self._view = monitor.view()
-        self._html = widgets.HTML(memory_html(self._view))
+        # The widget scrolls, not a part of its HTML, which is replaced, and the focus with it.
+        self._html = widgets.HTML(memory_html(self._view), layout={"overflow": "auto"})
+        if self._html.has_trait("tabbable"):  # since ipywidgets 8
+            self._html.tabbable = True
         super().__init__(monitor, [self._html], lambda: memory_bundle(self._view))
 
     def refresh(self, view: MemoryView, status: Status) -> None:

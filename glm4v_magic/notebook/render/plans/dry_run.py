@@ -51,8 +51,8 @@ def dry_run_html(report: DryRunReport) -> str:
         notes=text.notes(report, CELL),
         bars=list(_bars(report.gpus, gpus)) if gpus else [],
         legend=legend((kind, name) for kind, name, _ in _PARTS) if gpus else "",
-        gpus=table(head, gpus, _GPU_NUMBERS) if gpus else "",
-        copies=table(copies[0], copies[1:], _COPY_NUMBERS) if copies else "",
+        gpus=table(head, gpus, _GPU_NUMBERS, label="GPUs") if gpus else "",
+        copies=table(copies[0], copies[1:], _COPY_NUMBERS, label="copies") if copies else "",
         offloaded=report.offloaded,
         waiting=text.waiting(report) if report.offloaded else "",
     )

@@ -34,5 +34,5 @@ def machines_bundle(model: str, found: Sequence[MachineFit]) -> MimeBundle:
     head, *rest = rows
     return {
         "text/plain": printable("\n".join([model, _LIMIT, *lines])),
-        "text/html": _VIEW.fill(model, _LIMIT, table(head, rest, 0)),
+        "text/html": _VIEW.fill(model, _LIMIT, table(head, rest, 0, label="machines")),
     }

@@ -9,7 +9,7 @@ from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.room import room_note
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.next_steps import CELL
-from glm4v_magic.notebook.render import Html, MimeBundle, joined
+from glm4v_magic.notebook.render import Html, MimeBundle, breaking, joined
 from glm4v_magic.notebook.render.bars import table
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def plan_html(plan: Plan) -> Html:
         for note in plan_text.speed_notes(plan.speed, plan.workload, plan.stages)
     )
     modules = joined(_modules(stage) for stage in plan.stages if stage.modules)
-    return _VIEW.fill(_title(plan), table(head, rows, _NUMBERS), speed, left, modules)
+    return _VIEW.fill(_title(plan), table(head, rows, _NUMBERS, label="GPUs"), speed, left, modules)
 
 
 def _title(plan: Plan) -> str:
@@ -64,6 +64,7 @@ def _title(plan: Plan) -> str:
 def _modules(stage: Stage) -> Html:
     away = " (in host memory)"
     names = joined(
-        _MODULE.fill(name, away if name in stage.offloaded else "") for name in stage.modules
+        _MODULE.fill(breaking(name), away if name in stage.offloaded else "")
+        for name in stage.modules
     )
     return _STAGE.fill(stage.device, names)
