@@ -1,5 +1,8 @@
 """Boxes and points in an answer: numbers from 0 to 1000 -> pixels of the original image.
 
+Some models write fractions from 0 to 1 instead, all of an answer's numbers alike; `Marks.fault`
+says that these were taken for such.
+
 These forms are found, as GLM-4.1V, GLM-4.5V and GLM-4.6V write them:
 
 1. JSON objects with ``bbox_2d`` (or ``bbox``) or ``point_2d`` (or ``point``), anywhere, with a
@@ -153,8 +156,15 @@ def marks(
     """
     if not (sizes or frames) or not ("[" in written or TAG.search(written)):
         return Marks()
+    told = sorted(_found(written, lists), key=lambda each: each.at)
     sorting = _Sorting(written, sizes, frames)
-    for found in sorted(_found(written, lists), key=lambda each: each.at):
+    if _are_fractions([number for each in told for number in each.numbers]):
+        sorting.fractions = min(len(told), _MOST)
+        told = [
+            replace(each, numbers=tuple(_SCALE * number for number in each.numbers))
+            for each in told
+        ]
+    for found in told:
         sorting.take(found)
     return sorting.marks()
 
@@ -253,6 +263,11 @@ def _could_be_box(numbers: tuple[float, ...]) -> bool:
     return 0 <= x0 < x1 <= _SCALE and 0 <= y0 < y1 <= _SCALE
 
 
+def _are_fractions(numbers: Sequence[float]) -> bool:
+    """Return whether numbers are from 0 to 1 and not whole: no box in thousandths is so small."""
+    return all(0 <= each <= 1 for each in numbers) and not all(map(float.is_integer, numbers))
+
+
 def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(each) for each in _NUMBERS.findall(text))
 
@@ -287,6 +302,7 @@ class _Sorting:
     beyond: int = 0
     of_video: int = 0
     elsewhere: int = 0
+    fractions: int = 0
 
     def take(self, found: _Found) -> None:
         """Add the next candidate, or count what is wrong with it."""
@@ -309,6 +325,7 @@ class _Sorting:
         faults = [
             f"{number:,} {what}"
             for number, what in (
+                (self.fractions, "taken for fractions from 0 to 1, not thousandths"),
                 (self.turned, "turned round"),
                 (self.clipped, "cut at the edge of the image"),
                 (self.elsewhere, "of an image that is not there, and shown on the last"),

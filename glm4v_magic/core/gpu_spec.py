@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from glm4v_magic.core.errors import GPUDescriptionError, did_you_mean
 from glm4v_magic.core.gpu_models import GPU_MODELS, GPUModel, capability_of, gpu_model
 from glm4v_magic.core.overhead import cuda_overhead
+from glm4v_magic.core.wording import narrowed
 
 __all__ = [
     "ANY_CPU",
@@ -253,7 +254,7 @@ def _read_group(part: str, unit: str, text: str) -> tuple[_Group, str]:
     """
     match = _COUNT_LAST.fullmatch(part)
     if match is not None and _is_readable(meant := f"{match['count']}x{match['name'].strip()}"):
-        raise GPUDescriptionError(f"Cannot read {part!r} in {text!r}.", f'Did you mean "{meant}"?')
+        raise GPUDescriptionError(_unread(part, text), f'Did you mean "{meant}"?')
     return _read_counted(part, unit, text)
 
 
@@ -271,7 +272,7 @@ def _read_counted(part: str, unit: str, text: str) -> tuple[_Group, str]:
         if named is not None:
             return named, unit
     if match is None:
-        raise GPUDescriptionError(f"Cannot read {part!r} in {text!r}.", _meant(part))
+        raise GPUDescriptionError(_unread(part, text), _meant(part))
     unit = match["unit"] or unit
     if not unit:
         if match["name"] is None:
@@ -333,6 +334,10 @@ def _is_readable(part: str) -> bool:
     return 0 < group.count <= MAX_GPUS and group.size > 0
 
 
+def _unread(part: str, text: str) -> str:
+    return f"Cannot read {part!r}." if part == text else f"Cannot read {part!r} in {text!r}."
+
+
 def _meant(part: str) -> str:
     """Return what to write instead of a group that cannot be read."""
     first = _COUNT_FIRST.fullmatch(part)
@@ -341,6 +346,8 @@ def _meant(part: str) -> str:
     joined = _SEPARATOR.sub("+", part)
     if joined != part and all(map(_is_readable, joined.split("+"))):
         return f'Different GPUs are joined by +: "{joined}".'
+    if (narrow := narrowed(part)) != part and all(map(_is_readable, narrow.split("+"))):
+        return f'Did you mean "{narrow}"?'
     match = _NAMED.fullmatch(part)
     name = "" if match is None else match["name"].replace("-", " ")
     if not (any(map(str.isalpha, name)) and any(map(str.isdigit, name))):

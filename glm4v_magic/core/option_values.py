@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.option import has_type
 from glm4v_magic.core.option_forms import integer_in, number_in, pins_of, size_in, sizes_of
+from glm4v_magic.core.wording import narrowed
 
 __all__ = [
     "is_choices",
@@ -26,6 +29,9 @@ __all__ = [
 ]
 
 
+_LIST = re.compile(r"[\[(]\s*['\"]")
+
+
 def is_choices(value: object) -> bool:
     """Return whether a value is at least two different texts without whitespace around them."""
     if not isinstance(value, list | tuple) or len(value) < 2:
@@ -36,8 +42,19 @@ def is_choices(value: object) -> bool:
 
 
 def read_choices(text: str) -> tuple[str, ...]:
-    """Read ``yes,no``."""
-    return tuple(part.strip() for part in text.split(","))
+    """Read ``yes,no``, also with the commas of Chinese keyboards, or a list as Python writes it."""
+    if _LIST.match(text):
+        try:
+            value = ast.literal_eval(text)
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            raise OptionError(
+                f"{text!r} is not a list of texts; a variable may hold what Python makes of it"
+            ) from None
+        parts = value if isinstance(value, list | tuple) else (value,)
+        if all(isinstance(part, str) for part in parts):
+            return tuple(parts)
+    comma = "," if "," in text else "[，、]"
+    return tuple(part.strip() for part in re.split(comma, text))
 
 
 def is_unicode(text: str) -> bool:
@@ -80,7 +97,7 @@ def is_sizes(value: object) -> bool:
 
 def read_sizes(text: str) -> object:
     """Read ``20``, ``20,20,10``, ``10GiB`` or ``0=10GiB,cpu=30GiB``."""
-    parts = [part.strip() for part in text.split(",")]
+    parts = [part.strip() for part in narrowed(text).split(",")]
     if all("=" in part for part in parts):
         named = [part.partition("=") for part in parts]
         if len({device for device, _, _ in named}) < len(named):

@@ -13,6 +13,7 @@ __all__ = [
     "counted",
     "gib",
     "json_text",
+    "narrowed",
     "one_unit",
     "padded",
     "pixels",
@@ -27,6 +28,17 @@ __all__ = [
 def counted(number: int, noun: str) -> str:
     """Return ``1 token``, ``1,602 tokens``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def narrowed(text: str) -> str:
+    """Return text with the full-width ASCII that Chinese keyboards type, ``０，５％``, as ASCII.
+
+    The comma of enumerations, ``、``, becomes a comma, too.
+    """
+    return text.translate(_NARROW)
+
+
+_NARROW = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " ", 0x3001: ","}
 
 
 def clock(seconds: float) -> str:

@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 
 from glm4v_magic.core.errors import ImageError, OptionError
 from glm4v_magic.core.image import SourcedImage
+from glm4v_magic.core.wording import narrowed
 from glm4v_magic.images.messages import one_line
 
 __all__ = ["Crop", "parse_crop"]
@@ -74,7 +75,7 @@ def parse_crop(text: str) -> Crop:
     Raises:
         OptionError: if `text` is none of them.
     """
-    words = [word.strip() for word in text.split(",")]
+    words = [word.strip() for word in narrowed(text).split(",")]
     shown = ",".join(words)
     if len(words) != 4 or not all(_NUMBER.fullmatch(word) for word in words):
         raise OptionError(f"The crop {one_line(text)!r} is not four numbers.", _FORMS)

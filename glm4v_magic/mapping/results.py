@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.calls.forms import Form
 from glm4v_magic.core.remarks import PYTHON, Words, worded
 from glm4v_magic.core.rows import AnsweredRow, Rows
+from glm4v_magic.mapping.items import is_dataframe
 
 if TYPE_CHECKING:
     from glm4v_magic.mapping.items import Items, PlannedRow
 
-__all__ = ["result_of"]
+__all__ = ["new_names", "result_of"]
+
+_NEW = (
+    "answer", "value", "probability", "boxes", "points", "error", "finish_reason", "new_tokens",
+    "seed",
+)  # fmt: skip
+_LAST = re.compile(rf"{_NEW[-1]}(_[0-9]+)")
 
 
 def result_of(
@@ -48,6 +56,18 @@ def result_of(
     return _frame(result, items.table, form, words)
 
 
+def new_names(result: Any) -> list[str]:
+    """Return the columns that `result_of` added, if they have other names than usual."""
+    found = _LAST.fullmatch(str(result.columns[-1])) if is_dataframe(result) else None
+    if found is None:
+        return []
+    return [
+        name
+        for name in result.columns
+        if isinstance(name, str) and name.endswith(found[1]) and name.removesuffix(found[1]) in _NEW
+    ]
+
+
 def _frame(rows: Rows, table: Any, form: Form, words: Words) -> Any:
     import pandas as pd
 
@@ -58,6 +78,7 @@ def _frame(rows: Rows, table: Any, form: Form, words: Words) -> Any:
         frame = table.copy()
     with_values = form.format in ("json", "code")
     shares = [row.probability for row in rows]
+    # Their names: `_NEW`.
     columns: dict[str, tuple[list[Any], str]] = {
         "answer": ([row.text for row in rows], "object"),
         **({"value": ([row.value for row in rows], "object")} if with_values else {}),

@@ -160,6 +160,30 @@ def test_what_is_wrong_is_put_right_or_left_out_and_said():
     assert marks(tagged("[[1,2,3,4]]"), [SIZE]).fault == ""
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        tagged("[[0.1, 0.2, 0.5, 1.0]]"),
+        tagged("0.1 0.2 0.5 1"),
+        '{"bbox_2d": [0.1, 0.2, 0.5, 1], "label": ""}',
+        "It is at [[0.1, 0.2, 0.5, 1]].",
+    ],
+)
+def test_fractions_of_the_image_are_taken_for_such_and_it_is_said(written):
+    found = marks(written, [(200, 100)])
+    assert found.boxes == (Box("", 20, 20, 100, 100),)
+    assert found.fault == ("Boxes and points: 1 taken for fractions from 0 to 1, not thousandths.")
+
+
+def test_points_may_be_fractions_and_thousandths_stay_what_they_are():
+    found = marks(tagged("[0.25, 0.5]"), [(200, 100)])
+    assert found.points == (Point("", 50, 50),)
+    for thousandths in ("[[0, 0, 1, 1]]", "[[0.5, 0.5, 1.5, 2]]", "[[0.1, 0.2, 0.5, 400]]"):
+        found = marks(tagged(thousandths), [(1000, 1000)])
+        assert "fractions" not in found.fault
+        assert found.boxes[0].x1 < 2
+
+
 def test_of_many_boxes_the_first_are_kept():
     found = marks(tagged(f"[{', '.join(['[1,2,3,4]'] * 1200)}]"), [SIZE])
     assert len(found.boxes) == 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import logging
@@ -24,6 +25,7 @@ from scripted_server import (
     END,
     MODELS,
     SECONDS,
+    deaf,
     models,
     piece,
     response,
@@ -206,7 +208,7 @@ class TestConnecting:
             (response(b"[" * 100_000), "that is not a list of models"),
             (response(status="404 Not Found"), "/models answers 404 Not Found. The address .*/v1"),
             (b"SSH-2.0-OpenSSH_9\r\n", "The connection to .* broke: .* Is the server still"),
-            (b"", "The connection to .* broke: RemoteProtocolError: Server disconnected"),
+            (b"", "The connection to .* broke: Server disconnected"),
         ],
     )
     def test_what_is_no_such_server(self, server, answer, said):
@@ -217,8 +219,27 @@ class TestConnecting:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
         said = refused(glm4v_magic.load, url)
-        assert said.startswith(f"No server answers at {url}: ")
-        assert said.endswith(" Start it, or check host and port.")
+        refused_by_system = os.strerror(errno.ECONNREFUSED)
+        assert said == (
+            f"No server answers at {url}: {refused_by_system}. Start it, or check host and port."
+        )
+
+    @pytest.mark.parametrize(
+        ("host", "said"),
+        [("nobody.invalid", "[A-Z][a-z ]+"), ("localhost", os.strerror(errno.ECONNREFUSED))],
+    )
+    def test_no_class_of_an_error_is_in_what_is_said(self, host, said):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            url = f"http://{host}:{taken.getsockname()[1]}/v1"
+        told = refused(glm4v_magic.load, url)
+        assert re.fullmatch(
+            rf"No server answers at {url}: {said}\. Start it, or check host and port\.", told
+        )
+
+    def test_one_that_takes_no_connection(self):
+        with deaf() as url:
+            told = refused(glm4v_magic.load, url, timeout=0.3)
+        assert told.startswith(f"No server answers at {url}: not connected within 0.3 s. ")
 
     def test_a_list_that_does_not_come(self, server):
         server.answer(MODELS, silence)
@@ -588,7 +609,7 @@ class TestWhatGoesWrong:
             (stream(piece("A", "abort")), "gave the answer up (abort)"),
             (
                 response(b"", kind="text/event-stream", Content_Length="50"),
-                "broke: RemoteProtocolError: peer closed connection",
+                "broke: peer closed connection",
             ),
         ],
     )

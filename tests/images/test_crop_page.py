@@ -10,6 +10,7 @@ from photos import BLUE, GREEN, RED, WHITE, colours, data_uri, encoded, error_of
 from PIL import Image, ImageSequence
 
 from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.wording import narrowed
 from glm4v_magic.images import Limits, SourcedImage, parse_crop, resolve_images, to_image, to_images
 
 COLOURS = (RED, GREEN, BLUE)
@@ -47,6 +48,8 @@ SAME = ((8, 6),) * 3
         ("0,0,1.0,1", (40, 20), WHITE),
         ("50%,50%,50%,50%", (20, 10), WHITE),
         ("0,50%,12.5%,10%", (5, 2), BLUE),
+        ("２０，１０，20，１０", (20, 10), WHITE),
+        ("0，５０％、12.5%，10％", (5, 2), BLUE),
     ],
 )
 def test_how_numbers_are_written_says_what_they_count(text, size, middle):
@@ -57,7 +60,7 @@ def test_how_numbers_are_written_says_what_they_count(text, size, middle):
     cut = crop.of(quarters())
     assert cut.image.size == cut.original_size == size
     assert colours(cut) == [middle]
-    assert cut.source == f"four.png, crop {text.replace(' ', '')}"
+    assert cut.source == f"four.png, crop {narrowed(text).replace(' ', '')}"
 
 
 @pytest.mark.parametrize(

@@ -248,3 +248,83 @@ def test_a_null_character_in_a_name_is_refused_in_one_line(run, tiny, photo):
     run(f"%%glm4v {photo.name} {GREEDY}\nWhat?")
     for line in ("export a\0.md", "import \0.json", "load \0", "patch \0"):
         assert run(f"%glm4v {line}", fails=True).strip().startswith("UsageError: ")
+
+
+@pytest.mark.parametrize(
+    ("typed", "choices"),
+    [
+        ("是，否", ["是", "否"]),
+        ("是、否", ["是", "否"]),
+        ("一，二,三", ["一，二", "三"]),
+        ('["yes","no"]', ["yes", "no"]),
+        ("('yes','no')", ["yes", "no"]),
+        ("[1],[2]", ["[1]", "[2]"]),
+    ],
+)
+def test_choices_as_they_are_typed_elsewhere(run, shell, tiny, photo, typed, choices):
+    run(f"%%glm4v cat.png --choices {typed} --quiet\nWhat?")
+    assert {*shell.user_ns["_"].choices} == {*choices}
+
+
+@pytest.mark.parametrize("typed", ['["a","b"]*3', '["a","b"', "['a']+x"])
+def test_what_is_python_in_place_of_choices_says_so(run, tiny, photo, typed):
+    said = run(f"%%glm4v cat.png --choices {typed}\nWhat?", fails=True)
+    assert "is not a list of texts; a variable may hold what Python makes of it" in said
+
+
+def test_the_variable_that_is_advised_in_place_of_python_does_it(run, shell, tiny, photo):
+    shell.user_ns["pairs"] = ["cat.png"]
+    for typed in ('["cat.png"]*3', "pairs*3", "pairs+pairs"):
+        said = run(f"%%glm4v --over {typed}\nWhat?", fails=True)
+        assert said.strip().endswith("Put it into a variable, and give its name."), said
+    assert "A list with spaces goes in quotes" in run(
+        '%%glm4v --over ["cat.png",\nWhat?', fails=True
+    )
+    shell.user_ns["three"] = shell.user_ns["pairs"] * 3
+    assert "3 of 3 rows answered" in run(f"%%glm4v --over three {GREEDY[:-8]}\nWhat?")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("２x16GiB", "2x16GiB"), ("2x16ＧiB", "2x16GiB"), ("２xT4", "2xT4")],
+)
+def test_gpus_in_full_width_characters_are_told_in_others(run, typed, meant):
+    said = run(f"%glm4v plan demo --gpus {typed}", fails=True)
+    assert f"Cannot read '{typed}'. Did you mean \"{meant}\"?" in said
+    assert "demo" in run(f"%glm4v plan demo --gpus {meant}")
+
+
+def test_sizes_and_crops_may_be_in_full_width_characters(run, shell, tiny, photo):
+    plain = run("%glm4v plan demo --gpus 2x16GiB --max-memory 2,1")
+    assert run("%glm4v plan demo --gpus 2x16GiB --max-memory ２，１") == plain
+    run(f"%%glm4v cat.png --crop 0，0，５０％，50% {GREEDY}\nWhat?")
+    assert source_of(shell) == "cat.png, crop 0,0,50%,50%"
+
+
+def test_a_preview_does_not_leave_a_comparison_out_without_a_word(run, tiny, photo):
+    cell = "%%glm4v cat.png --preview --compare demo,demo-4.6v\nWhat?"
+    said = run(cell, fails=True)
+    assert "--preview does not go with --compare. Leave --compare out to see" in said
+    assert "nothing was sent" in run(cell.replace(" --compare demo,demo-4.6v", ""))
+
+
+@pytest.mark.parametrize(
+    "line", ["plan", "plan demo", "check demo", "devices demo", "doctor demo", "load demo"]
+)
+def test_gpus_that_nobody_knows_are_named_once(run, line):
+    said = run(f"%glm4v {line} --gpus banana", fails=True)
+    assert said.count("banana") == 1
+    for form in re.findall(r'"([^"]+)"', said):
+        assert "cannot" not in run(f"%glm4v plan demo --gpus {form}").lower()
+
+
+def test_new_columns_that_have_other_names_are_named_once(run, shell, tiny, photo):
+    shell.user_ns["frame"] = pd.DataFrame({"image": ["cat.png"], "answer": ["mine"], "seed": [3]})
+    cell = "%%glm4v --over frame.image -o found --temperature 0 --max-tokens 2\nWhat?"
+    said = run(cell)
+    new = "answer_2, error_2, finish_reason_2, new_tokens_2, seed_2"
+    assert f"The table has columns of their names already, so the new ones are {new}." in said
+    assert [*shell.user_ns["found"].columns] == ["image", "answer", "seed", *new.split(", ")]
+    assert "of their names already" not in run(cell)
+    shell.user_ns["frame"] = shell.user_ns["frame"][["image"]]
+    assert "of their names already" not in run(cell)

@@ -171,7 +171,7 @@ def test_maps_that_are_wrong(run, tmp_path, content, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("GLM-4V-9B --gpus 4x", "Cannot read '4x' in '4x'."),
+        ("GLM-4V-9B --gpus 4x", "Cannot read '4x'."),
         ("GLM-4V-9B --gpus 0x16", "'0x16' gives a size without a unit."),
         ("GLM-4V-9B --gpus 0x16GiB", "'0x16GiB' has a count below one."),
         ("GLM-4V-9B --gpus 3x-1GiB", "'3x-1GiB' has a size below one."),

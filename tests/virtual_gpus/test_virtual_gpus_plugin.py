@@ -143,6 +143,4 @@ def test_a_copy_of_the_folder_works_alone(tmp_path: Path) -> None:
         [alone, "GPUDescriptionError"], [alone, "OptionError"],
         [alone, "GPUDescriptionError"], [alone, "GPUDescriptionError"],
     ]  # fmt: skip
-    assert wrong[0].endswith(
-        """Cannot read '4xT4' in '4xT4'. Write for example "4x16GiB" or "24+16GiB"."""
-    )
+    assert wrong[0].endswith("""Cannot read '4xT4'. Write for example "4x16GiB" or "24+16GiB".""")

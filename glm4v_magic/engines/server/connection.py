@@ -156,7 +156,7 @@ class Connection:
         except httpx.HTTPError as error:
             failure = self._failure(error, seconds)
         except httpx.InvalidURL as error:
-            failure = self._unreachable(error)
+            failure = self._unreachable(self.said(reason(error)))
         else:
             return
         raise failure  # out here, without the frames of the HTTP client
@@ -224,18 +224,20 @@ class Connection:
         return EngineError(f"{self.url} was silent for {seconds:g} s.", code="server_is_silent")
 
     def _failure(self, error: httpx.HTTPError, seconds: float) -> EngineError:
-        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            return self._unreachable(error)
+        if isinstance(error, httpx.ConnectError):
+            return self._unreachable(self.said(_words_of(error)))
+        if isinstance(error, httpx.ConnectTimeout):
+            return self._unreachable(f"not connected within {min(seconds, _CONNECT_SECONDS):g} s")
         if isinstance(error, httpx.TimeoutException):
             return self.silent(seconds)
         return BrokenError(
-            f"The connection to {self.url} broke: {self.said(reason(error)).rstrip('.')}.",
+            f"The connection to {self.url} broke: {self.said(_words_of(error)).rstrip('.')}.",
             "Is the server still running? Its log may tell more.",
         )
 
-    def _unreachable(self, error: Exception) -> EngineError:
+    def _unreachable(self, why: str) -> EngineError:
         return EngineError(
-            f"No server answers at {self.url}: {self.said(reason(error))}.",
+            f"No server answers at {self.url}: {why}.",
             "Start it, or check host and port.",
         )
 
@@ -274,6 +276,23 @@ class Connection:
         if response.is_redirect:
             return f"It is at {self.said(response.headers.get('Location', ''))}; give that address."
         return _ADVICE.get(status, "Its log may tell more." if status >= 500 else "")
+
+
+def _words_of(error: httpx.HTTPError) -> str:
+    """Return the words for an error of the HTTP client: the operating system's, or else its own.
+
+    Of several, for as many addresses of a host, they are those of the first.
+    """
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, OSError) and below.strerror:
+            # asyncio's own words name the address, which has been said.
+            if below.errno and below.strerror.startswith("Connect call failed"):
+                return os.strerror(below.errno)
+            return below.strerror
+        parts = below.exceptions if isinstance(below, BaseExceptionGroup) else ()
+        below = next(iter(parts), None) or below.__cause__ or below.__context__
+    return str(error) or reason(error)
 
 
 async def _without_mark(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:

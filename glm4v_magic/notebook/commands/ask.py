@@ -127,7 +127,7 @@ def answer(
     """
     require_variable_name(arguments.out)
     images = with_clips_named(images, names)
-    is_compared = arguments.compare is not None and not arguments.preview
+    is_compared = arguments.compare is not None
     if is_compared:
         refuse_beside_compare(arguments)
     if arguments.over is not None:

@@ -38,6 +38,11 @@ def refuse_beside_compare(arguments: Namespace) -> None:
     for name, why in _ELSEWHERE.items():
         if getattr(arguments, name):
             raise OptionError(f"{as_typed(name)} does not go with --compare.", why)
+    if arguments.preview:
+        raise OptionError(
+            "--preview does not go with --compare.",
+            "Leave --compare out to see what the model in use would be sent.",
+        )
 
 
 def compare(

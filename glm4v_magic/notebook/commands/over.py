@@ -38,6 +38,7 @@ from glm4v_magic.mapping.items import (
     items_of,
     plan,
 )
+from glm4v_magic.mapping.results import new_names
 from glm4v_magic.mapping.row_media import media_of
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.question import (
@@ -53,6 +54,7 @@ from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.live.screen import screen_for
 from glm4v_magic.notebook.live.stop_button import heard_first
 from glm4v_magic.notebook.next_steps import CELL
+from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.notebook.render.rows import go_on
 from glm4v_magic.outside import is_there
 from glm4v_magic.session.stream import Stream
@@ -249,6 +251,7 @@ def _ask(context: Context, arguments: Namespace, stream: Stream, rows: int) -> A
         context.keep(result, arguments.out)
         board.finish()
         _show_scores(result, arguments)
+        _tell_new_names(context, arguments, result)
     except BaseException as error:
         _keep_what_is_done(context, board, arguments, error)
         raise
@@ -300,6 +303,15 @@ def _show_scores(result: object, arguments: Namespace) -> None:
         show(evaluation_bundle(result))
 
 
+def _tell_new_names(context: Context, arguments: Namespace, result: object) -> None:
+    """Say how the new columns are called where the table had some of their names; once."""
+    names = new_names(result)
+    line = f"The table has columns of their names already, so the new ones are {', '.join(names)}."
+    if names and not arguments.quiet and line not in context.told:
+        context.told.add(line)
+        show(line_bundle(line))
+
+
 def _keep_what_is_done(
     context: Context, board: Board, arguments: Namespace, error: BaseException
 ) -> None:
@@ -312,6 +324,7 @@ def _keep_what_is_done(
     _keep(context, result, arguments.out)
     board.finish()
     _show_scores(result, arguments)
+    _tell_new_names(context, arguments, result)
     answered = board.progress.answered
     if type(error) is KeyboardInterrupt:  # on the way out of the session
         raise MapInterrupted(board.progress) from None
@@ -364,7 +377,7 @@ def named_items(word: str, names: Mapping[str, Any], page: int | None = None) ->
     try:
         return files_of(word, page=page, names=names)
     except OptionError as error:
-        error.hint = _begun(word) or error.hint
+        error.hint = _begun(word, names) or error.hint
         raise
 
 
@@ -379,13 +392,25 @@ def _literal(word: str) -> Collection[object] | None:
     return value if isinstance(value, list | tuple | set | dict) else None
 
 
-def _begun(word: str) -> str:
+def _begun(word: str, names: Mapping[str, Any]) -> str:
     """Return a hint if `word` looks like other Python, or like the beginning of some."""
-    if word.startswith(("[", "(", "{")) and not word.endswith(("]", ")", "}")):
+    used = _names_in(word)
+    if word.startswith(("[", "(", "{")) and used is None:
         return "A list with spaces goes in quotes, or into a variable."
-    if re.fullmatch(r"[\[({].*|[\w.]+\(.*\)", word):
+    if re.match(r"[\[({]|[\w.]+\(.*\)$", word) or (used and used & {*names}):
         return "Put it into a variable, and give its name."
     return ""
+
+
+def _names_in(word: str) -> set[str] | None:
+    """Return the names in a word that is an expression of Python; ``None`` if it is not."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(word, mode="eval")
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return None
+    return {each.id for each in ast.walk(tree) if isinstance(each, ast.Name)}
 
 
 def _column(word: str, names: Mapping[str, Any]) -> Items | None:
