@@ -253,7 +253,7 @@ class TestManyRows:
         assert front_end.value("sum(row.done for row in rows)") == "0"
         table = front_end.displays("text/html")[-2]
         assert table.count("stopped by you") == stopped
-        end = "0 of 16 rows answered, 16 not finished; run the cell again to go on."
+        end = "0 of 16 rows answered, 16 not finished; run the cell without --fresh to go on."
         assert table.startswith(f"<div>{end}</div>")
         assert front_end.lines()[-1] == end
         assert WIDGET not in str(front_end.said[-5:])
@@ -371,7 +371,7 @@ class TestSilence:
         server.answer(CHAT, first_alone)
         cell = f"%%glm4v --over rows -o answers --fresh{evaluate}\nIs it {{{{row.n}}}}?"
         said = self.stop(front_end, cell, "1 of 20 rows")
-        assert said == "1 of 20 rows are answered; they are in _. Run the cell again to go on."
+        assert said == "1 of 20 rows are answered; they are in _. Run the cell without --fresh to go on."
         rows = "answers.answers" if evaluate else "answers"
         assert front_end.value(f"[row.text for row in {rows}][:2]") == "['yes', None]"
 
