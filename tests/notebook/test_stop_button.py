@@ -371,7 +371,10 @@ class TestSilence:
         server.answer(CHAT, first_alone)
         cell = f"%%glm4v --over rows -o answers --fresh{evaluate}\nIs it {{{{row.n}}}}?"
         said = self.stop(front_end, cell, "1 of 20 rows")
-        assert said == "1 of 20 rows are answered; they are in _. Run the cell without --fresh to go on."
+        assert (
+            said
+            == "1 of 20 rows are answered; they are in _. Run the cell without --fresh to go on."
+        )
         rows = "answers.answers" if evaluate else "answers"
         assert front_end.value(f"[row.text for row in {rows}][:2]") == "['yes', None]"
 
