@@ -440,10 +440,11 @@ def test_an_interrupt_keeps_the_partial_answer_and_stops(
     run(f"%glm4v load {talkative}")
     run("%%glm4v --temperature 0 --max-tokens 8 -o whole -q\nWhat is this?")
     first = shell.user_ns["whole"].text[0]
-    monkeypatch.setattr(sys, "stdout", InterruptingStream(sys.stdout, first, interrupt))
-    result = shell.run_cell(
-        "%%glm4v --temperature 0 --max-tokens 4000 -o part\nWhat is this?", store_history=True
-    )
+    with monkeypatch.context() as patch:  # what ends the shell prints, and outlives this stream
+        patch.setattr(sys, "stdout", InterruptingStream(sys.stdout, first, interrupt))
+        result = shell.run_cell(
+            "%%glm4v --temperature 0 --max-tokens 4000 -o part\nWhat is this?", store_history=True
+        )
     assert isinstance(result.error_in_exec, KeyboardInterrupt)
     screen = capsys.readouterr().out
     part = shell.user_ns["part"]
@@ -466,8 +467,9 @@ def test_an_interrupt_while_loading_leaves_nothing_behind(
     run, shell, tiny, monkeypatch, interrupt, capsys
 ):
     run("%glm4v unload")
-    monkeypatch.setattr(sys, "stdout", InterruptingStream(sys.stdout, "Loading", interrupt))
-    result = shell.run_cell(f"%glm4v load {TINY} --dtype bfloat16")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", InterruptingStream(sys.stdout, "Loading", interrupt))
+        result = shell.run_cell(f"%glm4v load {TINY} --dtype bfloat16")
     assert isinstance(result.error_in_exec, KeyboardInterrupt)
     assert "Stopped: %glm4v load did not finish." in "".join(capsys.readouterr())
     assert "not loaded" in run("%glm4v")
@@ -484,8 +486,9 @@ def test_an_interrupt_while_loading_leaves_nothing_behind(
 def test_an_interrupt_that_comes_too_late_says_so(
     run, shell, tiny, monkeypatch, interrupt, capsys, line, printed, told, after
 ):
-    monkeypatch.setattr(sys, "stdout", InterruptingStream(sys.stdout, printed, interrupt))
-    result = shell.run_cell(f"%glm4v {line}")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", InterruptingStream(sys.stdout, printed, interrupt))
+        result = shell.run_cell(f"%glm4v {line}")
     assert isinstance(result.error_in_exec, KeyboardInterrupt)
     screen = "".join(capsys.readouterr())
     assert f"Stopped: {told}" in screen

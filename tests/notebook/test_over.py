@@ -366,8 +366,9 @@ def test_an_interrupt_while_the_table_is_printed_loses_nothing(
     run, shell, tiny, photos, interrupt, monkeypatch
 ):
     stream = InterruptingStream(sys.stdout, "3 of 3 rows answered.", interrupt)
-    monkeypatch.setattr(sys, "stdout", stream)
-    screen = over(run, "photos", "Late?", fails=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        screen = over(run, "photos", "Late?", fails=True)
     assert "all 3 rows are answered; they are in _." in screen
     assert all(row.done for row in shell.user_ns["_"])
     assert shell.user_ns["rows"] is not None
