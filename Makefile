@@ -20,6 +20,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 	--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED)
+	$(BIN)/python docs/planner.py
 	$(PYTEST)
 
 # While working: no browser, kernel or server, and none of the long files (tests/slow_files.py).
@@ -137,6 +138,7 @@ bench-full: $(INSTALLED) docs
 	$(BIN)/python benchmarks/refill.py
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/over_server.py --rows 64
+	$(BIN)/python benchmarks/replicas.py --rows 32 --rounds 2
 	$(BIN)/python benchmarks/monitor.py
 	$(BIN)/python benchmarks/dry_run.py
 	$(BIN)/python benchmarks/speed_limit.py
@@ -175,7 +177,8 @@ tables: $(INSTALLED)
 	$(BIN)/python benchmarks/machines.py --write docs/planning.md
 
 # Into build/site. Every warning, such as a dead link, is an error; not so with --quiet. The planner in
-# the browser needs npm, once: what it fetches stays in build/.
+# the browser needs npm, once: what it fetches stays in build/. Without it the first command says that
+# the page plans nothing and that `make test` skips its tests.
 docs: $(INSTALLED)
 	$(BIN)/python docs/planner.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

@@ -1,8 +1,8 @@
 """The page that plans in the browser: its form, and Python with the planner beside it.
 
 mkdocs calls `on_page_markdown` and `on_post_build`. Python in the browser is Pyodide, from its npm
-package; ``python docs/planner.py`` fetches that into build/. Where it cannot, for lack of npm,
-the page says that it is missing.
+package; ``python docs/planner.py`` fetches that into build/. Where it cannot, for lack of npm, it
+says so in a line, the page says that it is missing, and the tests of the page are skipped.
 """
 
 from __future__ import annotations
@@ -188,4 +188,6 @@ def fetch() -> str:
 if __name__ == "__main__":
     missing = fetch()
     if missing:
-        sys.stderr.write(f"The pages are built without the planner in the browser: {missing}.\n")
+        sys.stderr.write(
+            f"The pages have no planner in the browser, and its tests are skipped: {missing}.\n"
+        )

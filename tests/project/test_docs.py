@@ -585,11 +585,39 @@ def test_the_first_plan_is_there_before_python_is(served, site):
         page.close()
 
 
+def test_no_entry_of_the_changelog_is_cut_or_stands_twice():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    entries = [
+        " ".join(line.split())
+        for part in re.split(r"\n\n+", text)
+        for line in re.split(r"\n(?=- )", part)
+        if line.startswith("- ")
+    ]
+    assert len(entries) > 100
+    assert [each for each in entries if not re.search(r"[.:`][)*]*$", each)] == []
+    assert [each for each in entries if re.search(r"\w\. (a|and|in|of|the|to) ", each)] == []
+    begun = [each.partition(":")[0][:60] for each in entries]
+    assert [each for each in begun if begun.count(each) > 1] == []
+
+
+def test_without_npm_the_pages_say_what_they_lack_and_are_made(tmp_path):
+    script = tmp_path / "docs" / "planner.py"
+    script.parent.mkdir()
+    shutil.copy(ROOT / "docs" / "planner.py", script)
+    done = subprocess.run(
+        [sys.executable, script], env={"PATH": ""}, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert done.stderr == (
+        "The pages have no planner in the browser, and its tests are skipped: there is no npm.\n"
+    )
+
+
 @pytest.fixture(scope="module")
 def planner(served, site):
     """The page, after its first plan."""
     if not (site / "planner" / "pyodide").is_dir():
-        pytest.skip("the pages were built without Pyodide: make docs fetches it by npm")
+        pytest.skip("Pyodide is not in build/: python docs/planner.py fetches it, and needs npm")
     browser, address = served
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(120_000)
