@@ -214,6 +214,10 @@ COMMON: Mapping[str, str] = {
         "Nothing tells the memory bandwidth of {gpus}; for the choice it counts as that of the "
         "slowest GPU that is known, and all count alike if none is. 24GiB@936GB/s would tell it."
     ),
+    "not_on_virtual_gpus": (
+        "Outside of their block, a dry run tries such layers with stand-ins; "
+        "{option:device_map=cpu} loads them on the CPU."
+    ),
     "revision_unseen": (
         "Revision {revision} is not here and was not looked at (a load asks the hub whether there "
         "is one): sizes are those of the published main branch."

@@ -40,6 +40,7 @@ from glm4v_magic.core.errors import (
     GenerationInterrupted,
     Glm4vError,
     OutOfMemoryError,
+    PlacementError,
 )
 from glm4v_magic.core.events import EngineEvent, Failed, Finished
 from glm4v_magic.core.image import SeenImage
@@ -70,12 +71,38 @@ from glm4v_magic.planning.plan import plan
 from glm4v_magic.torch_state import torch_state_kept
 from glm4v_magic.virtual_gpus import active
 
-__all__ = ["LocalEngine", "load"]
+__all__ = ["LocalEngine", "load", "require_real_gpus"]
 
 _log = logging.getLogger(__name__)
 
 _BATCH = 8
 _LARGE = 10**9
+
+
+def require_real_gpus(checkpoint: Checkpoint, placement: Placement) -> None:
+    """Raise PlacementError if weights go to virtual GPUs that only real ones can hold.
+
+    Those that bitsandbytes makes on a GPU, or reads from files, are tensors of a class of its own;
+    those of 8 bits that it makes on the CPU become plain ones as they move.
+
+    Args:
+        checkpoint: from `checkpoints.resolve`.
+        placement: from `planning.decision.decide`.
+    """
+    places = (placement.device_map or {}).values()
+    if active() is None or all(place == "cpu" for place in places):
+        return
+    shape = checkpoint.architecture.shape()
+    if placement.quantize == "4bit":
+        what = f"{checkpoint.name} in 4 bits"
+    elif shape.packed is not None:
+        what = f"{checkpoint.name}, which was quantised by {shape.scheme},"
+    else:
+        return
+    raise PlacementError(
+        f"{what} cannot be put on virtual GPUs: its layers are not PyTorch's own.",
+        code="not_on_virtual_gpus",
+    )
 
 
 @torch_state_kept()
@@ -100,10 +127,12 @@ def load(
 
     Raises:
         CheckpointError: if the weights cannot be read.
-        PlacementError: if a weight is not on the device of the placement.
+        PlacementError: if a weight is not on the device of the placement, or virtual GPUs cannot
+            hold them.
         OutOfMemoryError: if the weights do not fit.
     """
     placement = placement or Placement()
+    require_real_gpus(checkpoint, placement)
     engine: LocalEngine | None = None
     short: str | None = None
     try:

@@ -257,6 +257,7 @@ def _place(
     Returns:
         The placement, and the budget of the prefix cache in bytes.
     """
+    from glm4v_magic.engines.local import require_real_gpus
     from glm4v_magic.hardware.cpu import cpu_here
     from glm4v_magic.hardware.usable import usable_gpus
     from glm4v_magic.planning.decision import decide
@@ -267,6 +268,7 @@ def _place(
     options, given = choice.options, choice.device_map
     try:
         placement = decide(found.architecture, options, gpus, given, cpu=cpu_here())
+        require_real_gpus(found, placement)
         on_gpus = any(place != "cpu" for place in (placement.device_map or {}).values())
         if given is not None and on_gpus:
             from glm4v_magic.dry_run.room import require_room

@@ -23,6 +23,7 @@ from glm4v_magic.core.errors import (
     DeviceMapError,
     DoesNotFitError,
     OptionError,
+    PlacementError,
 )
 from glm4v_magic.core.events import Finished
 from glm4v_magic.core.gpu_spec import parse_gpus
@@ -32,8 +33,9 @@ from glm4v_magic.core.remarks import PYTHON, worded
 from glm4v_magic.doctor import diagnose, gather
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.engines import local
-from glm4v_magic.planning.decision import decide, make_plan
+from glm4v_magic.planning.decision import Placement, decide, make_plan
 from glm4v_magic.session.session import Session
+from glm4v_magic.virtual_gpus import VirtualGPUs
 
 pytest.importorskip("bitsandbytes")
 pytestmark = [
@@ -525,3 +527,38 @@ def test_a_method_with_a_line_ending_is_one_line(native, tmp_path):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     configure(folder, quantization_config={"quant_method": "a\nb"})
     looks(folder, r"quantised by a\\nb, which")
+
+
+@pytest.mark.parametrize("form", [None, *FORMS])
+def test_virtual_gpus_refuse_what_only_real_ones_hold(saved, wide, form):
+    """In one line, before anything is released; what the line advises works."""
+    name, how = (wide, {"quantize": "4bit"}) if form is None else (saved(form), {})
+    said = "cannot be put on virtual GPUs: its layers are not PyTorch's own"
+    way = 'a dry run tries such layers with stand-ins; device_map="cpu" loads them on the CPU.'
+    with VirtualGPUs("2x1GiB"):
+        session = Session().load(golden.CHECKPOINT)
+        engine = session.engine
+        for device_map in (None, "cuda:1"):
+            with pytest.raises(PlacementError) as caught:
+                session.load(name, device_map=device_map, **how)
+            assert said in str(caught.value)
+            assert str(caught.value).endswith(way)
+            assert session.engine is engine
+        placement = Placement(device_map={"": 0}, quantize=how.get("quantize"))
+        with pytest.raises(PlacementError, match=said):
+            local.load(resolve(name), placement)
+        assert Session().load(name, device_map="cpu", **how).engine.info.devices == ("cpu",)
+    assert dry_run(architecture(name), "1x1GiB", context=512, **how).works
+
+
+@pytest.mark.parametrize("device_map", [None, "cpu"])
+def test_what_becomes_8_bit_is_put_on_virtual_gpus(wide, device_map):
+    on_cpu = answer(Session().load(wide, quantize="8bit").engine)
+    with VirtualGPUs("2x1GiB") as virtual:
+        how = {"objective": "balance"} if device_map is None else {"device_map": device_map}
+        engine = Session().load(wide, quantize="8bit", **how).engine
+        assert engine.info.devices == (("cuda:0", "cuda:1") if device_map is None else ("cpu",))
+        layers = [each for each in engine.model.modules() if type(each).__name__ == "Linear8bitLt"]
+        assert {each.weight.dtype for each in layers} == {torch.int8}
+        assert answer(engine) == on_cpu
+    assert virtual.problems == ()

@@ -96,6 +96,7 @@ ELSEWHERE = {
     "fewer_frames": "notebook/test_video_cell.py",
     "name_column": "notebook/test_over.py",
     "no_row_answered": "mapping/test_batch.py",
+    "not_on_virtual_gpus": "checkpoints/test_quantised_before.py",
     "of_cogvlm": "remote_code/test_patch.py",
     "port_not_usable": "server/test_command.py",
     "retry_interrupted": "session/test_session_chats.py",
