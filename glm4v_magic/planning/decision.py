@@ -33,7 +33,7 @@ from glm4v_magic.core.wording import counted, gib, printable, sized
 from glm4v_magic.planning.costs import cache_entries, price
 from glm4v_magic.planning.device_map import place_of, settle
 from glm4v_magic.planning.files import read_given
-from glm4v_magic.planning.followed import followed
+from glm4v_magic.planning.followed import followed, priced_units
 from glm4v_magic.planning.held import held_plan
 from glm4v_magic.planning.packages import require_bitsandbytes
 from glm4v_magic.planning.plan import task_of
@@ -45,7 +45,7 @@ from glm4v_magic.planning.precision import (
     require_whole_blocks,
     used_by,
 )
-from glm4v_magic.planning.search import can_fit, offloadable, whole_tower
+from glm4v_magic.planning.search import can_fit, offloadable
 from glm4v_magic.planning.seen import image_size_of
 
 if TYPE_CHECKING:
@@ -383,8 +383,7 @@ def refuse_plan_of_another(made: Plan, architecture: Sized) -> None:
     """Raise DeviceMapError unless a plan has the units, the weights and a workload of the model."""
     shape, work = architecture.shape(), made.workload
     # What units there are, and their weights, does not depend on how the model is used.
-    priced = price(shape, Workload(dtype=work.dtype, quantize=work.quantize, fp8=work.fp8))
-    weights = {unit.name: unit for unit in (*priced, *whole_tower(shape, priced))}
+    weights = priced_units(shape, Workload(dtype=work.dtype, quantize=work.quantize, fp8=work.fp8))
     named = (name for stage in made.stages for name in stage.units)
     unknown = next((name for name in named if name not in weights), None)
     if unknown is not None:
@@ -400,6 +399,10 @@ def refuse_plan_of_another(made: Plan, architecture: Sized) -> None:
                 f"says {stage.weight_bytes:,} bytes of weights for {stage.device}, whose units "
                 f"have {kept:,} in {', '.join(filter(None, (work.dtype, work.form)))}",
             )
+        modules = [module for unit in units for module in unit.modules]
+        whole = {m for unit in units if {*unit.modules} & away for m in unit.modules}
+        if Counter(stage.modules) != Counter(modules) or away != whole:
+            raise _not_of(made, shape, f"says other modules for {stage.device} than its units have")
     try:
         _refuse_more_images(architecture, work)
         cache_entries(shape, work)

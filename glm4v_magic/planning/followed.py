@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 
 from glm4v_magic.core.gpu_models import capability_of, gpu_model
 from glm4v_magic.core.gpu_spec import GPU
-from glm4v_magic.core.model_shape import ModelShape
+from glm4v_magic.core.model_shape import ModelShape, Workload
 from glm4v_magic.core.overhead import context_within
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.plan import Plan
+from glm4v_magic.core.remarks import Remark
 from glm4v_magic.core.stage import Stage
+from glm4v_magic.planning.costs import Unit, price
+from glm4v_magic.planning.partition import needed
 from glm4v_magic.planning.precision import FP8_FROM
-from glm4v_magic.planning.search import DEFAULT_RESERVE, reserved
+from glm4v_magic.planning.search import DEFAULT_RESERVE, item_of, reserved, whole_tower
 from glm4v_magic.planning.speed import speed_limit
 
-__all__ = ["capacities", "followed", "planned_gpus"]
+__all__ = ["capacities", "followed", "planned_gpus", "priced_units"]
 
 _GIB = 2**30
 
@@ -26,16 +29,56 @@ def followed(made: Plan, shape: ModelShape, gpus: Sequence[GPU]) -> Plan:
     """Return a plan with the names, overheads, memory and speed of the GPUs that it is followed on.
 
     Of each GPU it takes no more than was planned, apart from a larger overhead, and no more than
-    the GPU has: other programs may have taken some since.
+    the GPU has: other programs may have taken some since. What its stages need is priced anew:
+    whoever has changed its workload or moved a unit has not done that.
     """
+    made = _priced(made, shape)
     sizes = capacities(made, gpus)
     here = {gpu.index: gpu for gpu in gpus}
     stages = tuple(_on(stage, here, sizes) for stage in made.stages)
     speed = speed_limit(shape, stages, gpus, made.workload)
     known = speed.tokens_per_second is not None
-    # it was not here when the plan was made
-    notes = tuple(note for note in made.notes if note.code != "revision_unseen")
+    notes = tuple(_still_true(made))
     return replace(made, stages=stages, notes=notes, speed=speed if known else made.speed)
+
+
+def _still_true(made: Plan) -> Iterator[Remark]:
+    """Yield the notes of a plan without those that another context or another time make untrue."""
+    for note in made.notes:
+        is_of_another = (
+            note.code == "context_shortened" and note.values.get("context") != made.workload.context
+        )
+        if note.code != "revision_unseen" and not is_of_another:
+            yield note
+
+
+def _priced(made: Plan, shape: ModelShape) -> Plan:
+    """Return a plan whose stages need what their units do, whatever it says."""
+    units = priced_units(shape, made.workload)
+    return replace(made, stages=tuple(_stage_priced(stage, units) for stage in made.stages))
+
+
+def _stage_priced(stage: Stage, units: Mapping[str, Unit]) -> Stage:
+    mine = [unit for unit in units.values() if unit.name in stage.units]
+    if not mine:
+        return replace(stage, weight_bytes=0, kv_bytes=0, activation_bytes=0, overhead_bytes=0)
+    away = {unit.name for unit in mine if {*unit.modules} & {*stage.offloaded}}
+    weights = sum(unit.weight_bytes for unit in mine if unit.name not in away)
+    cache = sum(unit.kv_bytes for unit in mine)
+    all_of_it = needed([item_of(unit, offloaded=unit.name in away) for unit in mine])
+    return replace(
+        stage,
+        weight_bytes=weights,
+        kv_bytes=cache,
+        activation_bytes=max(0, all_of_it - weights - cache),
+    )
+
+
+def priced_units(shape: ModelShape, work: Workload) -> dict[str, Unit]:
+    """Return the units that a plan may name, with the whole tower beside its parts, by name."""
+    priced = price(shape, work)
+    found = {unit.name: unit for unit in whole_tower(shape, priced)}
+    return found | {unit.name: unit for unit in priced}
 
 
 def capacities(made: Plan, gpus: Sequence[GPU]) -> dict[int, int]:

@@ -9,10 +9,13 @@ import re
 import pytest
 
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.core.errors import DeviceMapError
+from glm4v_magic.core.errors import DeviceMapError, DoesNotFitError
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.dry_run.room import require_room
 from glm4v_magic.dry_run.run import dry_run
+from glm4v_magic.dry_run.text import raise_if_unusable
+from glm4v_magic.planning.costs import price
 from glm4v_magic.planning.decision import decide, make_plan
 
 GPUS = "4x16GiB"
@@ -105,6 +108,18 @@ def changed(change):
         ),
         (lambda c: c["stages"][0]["units"].pop(), "bytes of weights for cuda:0, whose units"),
         (
+            lambda c: c["stages"][0]["modules"].append(c["stages"][1]["modules"].pop()),
+            "says other modules for cuda:0 than its units have",
+        ),
+        (
+            lambda c: c["stages"][1]["modules"].append(c["stages"][1]["modules"][0]),
+            "says other modules for cuda:1 than its units have",
+        ),
+        (
+            lambda c: c["stages"][1].update(offloaded=["lm_head.weight"]),
+            "says other modules for cuda:1 than its units have",
+        ),
+        (
             lambda c: c["stages"][0].update(weight_bytes=1),
             "The plan of GLM-4V-9B says 1 bytes of weights for cuda:0",
         ),
@@ -113,6 +128,52 @@ def changed(change):
 def test_a_changed_plan_is_told_as_such(change, said):
     found = refusal("GLM-4V-9B", changed(change))
     assert re.search(said + AGAIN, found), found
+
+
+def less(content):
+    for stage in content["stages"]:
+        stage.update(kv_bytes=0, activation_bytes=0, overhead_bytes=0, capacity_bytes=10**12)
+
+
+@pytest.mark.parametrize(
+    ("change", "gpus"),
+    [
+        (lambda c: c["workload"].update(context=65_536), "2x15GiB"),
+        (lambda c: c["workload"].update(batch=40), GPUS),
+        (lambda c: c["workload"].update(images=10, context=32_768), "2x12GiB"),
+        (less, "2x10GiB"),
+    ],
+    ids=["context", "batch", "images", "sizes"],
+)
+def test_a_plan_is_judged_by_what_its_units_need_whatever_it_says(change, gpus):
+    known, there = architecture(NAMES[1]), parse_gpus(gpus)
+    content = copy.deepcopy(PLANS[NAMES[1]])
+    change(content)
+    options = PlacementOptions()
+    placement = decide(known, options, there, content)
+    assert placement.plan is not None
+    work = placement.plan.workload
+    priced = {unit.name: unit for unit in price(known.shape(), work)}
+    for stage in (each for each in placement.plan.stages if each.units):
+        assert stage.capacity_bytes <= there[stage.gpu].usable_bytes
+        names = [name for name in stage.units if name in priced]
+        assert stage.kv_bytes == sum(priced[name].kv_bytes for name in names)
+        assert stage.activation_bytes > 0
+    with pytest.raises(DoesNotFitError) as caught:
+        require_room(known, placement, options, content, there)
+    with pytest.raises(DoesNotFitError) as of_check:
+        raise_if_unusable(dry_run(known, there, content))
+    assert str(caught.value) == str(of_check.value)
+
+
+def test_a_changed_context_is_not_told_as_the_longest_that_fits():
+    known, there = architecture(NAMES[1]), parse_gpus("2x16GiB")
+    made = make_plan(known, PlacementOptions(), there)
+    content = json.loads(made.to_json())
+    told = [each.code for each in decide(known, PlacementOptions(), there, content).notes]
+    assert told == ["context_shortened"]
+    content["workload"]["context"] = 16_384
+    assert decide(known, PlacementOptions(), there, content).notes == ()
 
 
 def test_a_plan_of_another_model_is_still_one():
