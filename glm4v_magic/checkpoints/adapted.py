@@ -51,13 +51,20 @@ def with_adapter(contents: Contents, adapter: Adapter, where: str) -> Contents:
 
 def _done(merges: Merges) -> str:
     """Return what an adapter does to how many modules."""
-    alpha = "lora_alpha" if merges.config["peft_type"] == "LORA" else "alpha"
-    if not merges.modules:
-        return f"changes nothing: its {alpha} is 0"
-    merged = f"is merged into {counted(merges.modules, 'module')}"
-    if not merges.unchanged:
-        return merged
-    return f"{merged}, and leaves {counted(merges.unchanged, 'other')} unchanged: {alpha} is 0"
+    modules, unchanged = merges.modules, merges.unchanged
+    if not unchanged:
+        return f"is merged into {counted(modules, 'module')}"
+    if merges.is_by_alpha:
+        why = f"{'lora_alpha' if merges.config['peft_type'] == 'LORA' else 'alpha'} is 0"
+    else:
+        why = "product is 0, as before a training"
+    if not modules:
+        return f"changes nothing: its {why}"
+    others = counted(unchanged, "other")
+    whose = "" if merges.is_by_alpha else "their "
+    return (
+        f"is merged into {counted(modules, 'module')}, and leaves {others} unchanged: {whose}{why}"
+    )
 
 
 def _find_in_9b(config: Mapping[str, Any], tensors: Mapping[str, object]) -> Find:

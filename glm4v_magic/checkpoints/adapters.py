@@ -14,7 +14,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from glm4v_magic.checkpoints.files import TensorInfo, holds_weights, read_json, read_tensors_of
+from glm4v_magic.checkpoints.files import (
+    TensorInfo,
+    holds_weights,
+    holds_zeros,
+    read_json,
+    read_tensors_of,
+)
 from glm4v_magic.checkpoints.quantized import FULL
 from glm4v_magic.checkpoints.trained_names import (
     OF_VOCABULARY,
@@ -52,6 +58,9 @@ _BEGUN = (True, False, None, "gaussian", "orthogonal", "pissa", "olora", "eva", 
 Of others peft draws random numbers (``pissa_niter_N``), asks for what was counted before the
 training (``corda``) or for a GPU and scipy (``loftq``).
 """
+
+_FROM_ZERO = (True, False, None, "gaussian", "eva")
+"""Those after which an adapter whose product is 0 leaves the weights as they are."""
 
 _ALPHA = 8
 """What is taken for an alpha that is not given."""
@@ -138,23 +147,48 @@ class Merges:
     @property
     def unchanged(self) -> int:
         """Number of the modules that it has weights for, but leaves as they are: times 0."""
-        return sum(
-            name not in self.replaced and self._is_of_no_weight(part)
+        return len(self._idle)
+
+    @property
+    def is_by_alpha(self) -> bool:
+        """Whether all of these are unchanged because peft multiplies their changes by 0."""
+        return all(map(self._is_of_no_weight, self._idle))
+
+    @property
+    def _idle(self) -> list[Part]:
+        return [
+            part
             for name, parts in self._weights.items()
             for part in parts
+            if name not in self.replaced and (self._is_of_no_weight(part) or self._is_zero(part))
+        ]
+
+    def _is_zero(self, part: Part) -> bool:
+        """Tell whether the product that changes a module is 0, as it is before a training.
+
+        Where a training begins with a part of the weights themselves, it changes them all the same.
+        """
+        return (
+            self._is_a_product(part)
+            and self.config.get("init_lora_weights", True) in _FROM_ZERO
+            and any(map(holds_zeros, part.tensors.values()))
         )
+
+    def _is_a_product(self, part: Part) -> bool:
+        """Tell whether all that changes a module is a product of an adapter's matrices.
+
+        Where magnitudes were trained beside the directions, those count all the same.
+        """
+        is_scaled = all(any(mark in key for mark in _SCALED) for key in part.tensors)
+        return is_scaled and not self.config.get("use_dora")
 
     @property
     def _weights(self) -> dict[str, tuple[Part, ...]]:
         return {name: each for name, each in self.parts.items() if not name.endswith(".bias")}
 
     def _is_of_no_weight(self, part: Part) -> bool:
-        """Tell whether peft multiplies all changes of a module by 0.
-
-        Where magnitudes were trained beside the directions, those count all the same.
-        """
-        is_scaled = all(any(mark in key for mark in _SCALED) for key in part.tensors)
-        if self.config.get("use_dora") or not is_scaled:
+        """Tell whether peft multiplies all changes of a module by 0."""
+        if not self._is_a_product(part):
             return False
         usual = "lora_alpha" if self.config["peft_type"] == "LORA" else "alpha"
         alpha = self.config.get(usual, _ALPHA)

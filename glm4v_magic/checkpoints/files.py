@@ -27,6 +27,7 @@ __all__ = [
     "Stamp",
     "TensorInfo",
     "holds_weights",
+    "holds_zeros",
     "is_cut_short",
     "read_json",
     "read_tensor_infos",
@@ -65,6 +66,7 @@ DTYPES = {
 """Dtype as safetensors writes it -> torch's name for it, and bytes per value."""
 
 _DAMAGED = "The file is damaged; download it again."
+_AT_ONCE = 2**16  # bytes
 
 
 Stamp: TypeAlias = frozenset[tuple[str, int, int]]
@@ -90,6 +92,26 @@ class TensorInfo:
     start: int
     nbytes: int
     key: str = ""
+
+
+def holds_zeros(info: TensorInfo) -> bool:
+    """Tell whether all values of a weight are 0; false where that takes more than to read bytes.
+
+    Most weights tell it by their first values.
+    """
+    if info.key:  # within an archive
+        return False
+    left = info.nbytes
+    try:
+        with info.file.open("rb") as file:
+            file.seek(info.start)
+            while left > 0 and (read := file.read(min(left, _AT_ONCE))):
+                if read.strip(b"\0"):
+                    return False
+                left -= len(read)
+    except OSError:  # reading the weights will say so
+        return False
+    return info.nbytes > 0 and left == 0
 
 
 class _Index(BaseModel):

@@ -222,6 +222,53 @@ def test_what_an_alpha_of_0_leaves_as_it_is_does_not_count(native, tmp_path, con
     assert len(modules) == (0 if told is None else int(told[1]))
 
 
+ZERO = "product is 0, as before a training"
+
+
+@pytest.mark.parametrize(
+    ("config", "set_to_0", "said"),
+    [
+        (peft.LoraConfig(target_modules=["q_proj"]), "lora_B", f"changes nothing: its {ZERO}"),
+        (
+            peft.LoraConfig(
+                target_modules=["q_proj"], alpha_pattern={r"layers\.1\.self_attn\.q_proj": 0}
+            ),
+            r"layers\.[2-9].*lora_B",
+            f"and leaves 3 others unchanged: their {ZERO}",
+        ),
+        (peft.LoHaConfig(target_modules=["q_proj"]), "hada_w2_a", f"changes nothing: its {ZERO}"),
+        (peft.LoKrConfig(target_modules=["q_proj"]), "lokr_w1", f"changes nothing: its {ZERO}"),
+        (
+            peft.LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa"),
+            "lora_B",
+            "is merged into 4 modules.",
+        ),
+        (peft.LoraConfig(target_modules=["q_proj"], use_dora=True), "lora_B", "into 4 modules."),
+    ],
+)
+def test_what_no_training_has_changed_does_not_count(
+    native, tmp_path, monkeypatch, config, set_to_0, said
+):
+    whole = randomize
+
+    def trained_in_part(model):
+        whole(model)
+        for name, weight in model.named_parameters():
+            if re.search(set_to_0, name):
+                weight.data.zero_()
+
+    monkeypatch.setitem(globals(), "randomize", trained_in_part)
+    expected = trained(native("glm4v"), config, tmp_path / "a")
+    loaded = resolve(tmp_path / "a").load(dtype=torch.float32)
+    weights = loaded.model.state_dict()
+    same(weights, expected)
+    (note,) = (each for each in loaded.notes if "the adapter" in each)
+    assert f"{note}.".endswith(said if said[-1] == "." else f"{said}.")
+    names = changed(weights, full(native("glm4v"), torch.float32).state_dict())
+    told = re.search(r"merged into (\d+)", note)
+    assert len({name.rpartition(".")[0] for name in names}) == (0 if told is None else int(told[1]))
+
+
 def test_modules_that_transformers_has_renamed(native, tmp_path):
     targets = ["f_a_proj", "f_b_proj", "o_proj"]
     expected = trained(native("glm5_next"), peft.LoraConfig(target_modules=targets), tmp_path)
