@@ -16,7 +16,13 @@ from glm4v_magic.core.options import OPTIONS, of_python
 from glm4v_magic.core.placement import GivenMap, PlacementOptions
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.dry_run.text import raise_if_unusable
-from glm4v_magic.planning.needs import longest_that_fits, needs_of_map, needs_of_plan
+from glm4v_magic.planning.needs import (
+    VISITORS,
+    longest_that_fits,
+    needs_of_map,
+    needs_of_plan,
+)
+from glm4v_magic.planning.seen import image_size_of
 
 if TYPE_CHECKING:
     from glm4v_magic.core.model import Architecture
@@ -26,8 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["require_room"]
 
-_VISITORS = (0.1, 1)  # usually so little is enough; see `needs_of_map`
-
 
 def require_room(
     architecture: Architecture,
@@ -35,7 +39,7 @@ def require_room(
     options: PlacementOptions,
     given: GivenMap,
     gpus: Sequence[GPU],
-) -> None:
+) -> Placement:
     """Raise what a dry run with the same options would, for a map or plan that a load follows.
 
     Virtual GPUs are judged as the GPUs that they stand for, though they would hold a little more:
@@ -47,6 +51,10 @@ def require_room(
         options: placement options; context, images and batch are what is to fit.
         given: the map or plan.
         gpus: the GPUs of the load.
+
+    Returns:
+        The placement; one by a map for the longest context that fits, from `held.USEFUL_CONTEXT`
+        on, if the model's longest does not and no other was asked for.
 
     Raises:
         DoesNotFitError: if a GPU is too small for the workload.
@@ -68,19 +76,26 @@ def require_room(
     needs = needs_of_plan(made, gpus) if made else needs_with(1)(work)
     sizes = {gpu.index: gpu.usable_bytes for gpu in gpus}
     if needs is not None and all(size <= sizes[index] for index, size in needs.items()):
-        return
+        return placement
     told = _told(options)
     try:
-        raise_if_unusable(_tried(architecture, gpus, given, told))
+        report = _tried(architecture, gpus, given, told)
+        raise_if_unusable(report)
     except DoesNotFitError as error:
         asked = replace(work, image_size=options.workload.image_size)
-        for visitors in () if made else _VISITORS:
+        for visitors in () if made else VISITORS:
             way = longest_that_fits(shape, asked, needs_with(visitors), gpus)
             shorter = {**told, "context": way.values.get("context")}
             if shorter["context"] and _tried(architecture, gpus, given, shorter).works:
                 error.advise(code="ways_out", ways=(way,))
                 break
         raise
+    said = [] if made else [each for each in report.notes if each.code == "context_shortened"]
+    if not said:
+        return placement
+    seen = replace(options.workload, context=report.context)
+    notes = (*placement.notes, *said)
+    return replace(placement, notes=notes, image_size=image_size_of(shape, seen))
 
 
 def _tried(

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from glm4v_magic.core.options import Quantization
 from glm4v_magic.core.placement import DeviceMap, GivenMap, Place, PlacementOptions
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.python_options import accepts
-from glm4v_magic.core.remarks import Remark
+from glm4v_magic.core.remarks import Remark, remark
 from glm4v_magic.core.wording import counted
 from glm4v_magic.dry_run.report import DryRunReport, GPUUse, HopUse, MixedDevices
 from glm4v_magic.hardware.cpu import cpu_here
@@ -40,6 +41,8 @@ from glm4v_magic.planning.decision import (
 from glm4v_magic.planning.device_map import place_of, settle
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.followed import capacities
+from glm4v_magic.planning.held import least_context
+from glm4v_magic.planning.needs import VISITORS, longest_that_fits, needs_of_map
 from glm4v_magic.planning.precision import (
     Precision,
     can_fp8,
@@ -131,7 +134,8 @@ def dry_run(
             batch are those of the plan unless given.
         text_tokens: text tokens of the prompt, instead of filling the context.
         decode_steps: number of decode steps after the prefill; at least 1.
-        options: as for the load.
+        options: as for the load. Without a context it is the model's longest, or the longest that
+            fits, from `held.USEFUL_CONTEXT` on, which a note tells.
 
     Returns:
         The report. Refused operations and GPUs that are too small are part of it, not errors;
@@ -163,6 +167,53 @@ def dry_run(
         planned = make_plan(architecture, asked, described, cpu=cpu_here())
         work = replace(work, context=planned.workload.context)
         told += tuple(note for note in planned.notes if note.code == "context_shortened")
+    is_unasked = work.context is None and text_tokens is None
+
+    def tried(each: Workload, *notes: Remark) -> tuple[DryRunReport, _Placement]:
+        prompt = _prompt_of(architecture, each, text_tokens, decode_steps)
+        # all that may be refused comes before anything is built
+        inputs = prompt.inputs(architecture)
+        if by_transformers:
+            placement = _by_transformers(architecture, asked, described)
+        else:
+            placement = _placed(architecture, asked, described, given, prompt.work)
+        placement = replace(placement, notes=(*told, *notes, *placement.notes))
+        return _run(
+            architecture, described, placement, inputs, prompt.work, decode_steps
+        ), placement
+
+    report, placement = tried(work)
+    if is_unasked and _may_fit_shorter(report):
+        for context in _shorter_contexts(shape, work, placement, described):
+            shorter = remark("context_shortened", context=context, longest=shape.max_context)
+            report, _ = tried(replace(work, context=context), shorter)
+            if report.works:
+                break
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """What is read first: each image with `patches` patches, and text tokens beside them."""
+
+    work: Workload
+    text_tokens: int
+    patches: int | None
+
+    def inputs(self, architecture: Architecture) -> Mapping[str, Any]:
+        work = self.work
+        return architecture.prompt_inputs(work.images, self.text_tokens, work.batch, self.patches)
+
+
+def _prompt_of(
+    architecture: Architecture, work: Workload, text_tokens: int | None, decode_steps: int
+) -> _Prompt:
+    """Return the prompt of a workload, with the context and the size of images that it has.
+
+    Raises:
+        OptionError: if the workload does not suit the model.
+    """
+    shape = architecture.shape()
     fits = work if text_tokens is None else replace(work, context=None)
     work = replace(work, image_size=image_size_of(shape, fits))
     image = planned_image(shape, work)
@@ -178,14 +229,42 @@ def dry_run(
             f"{counted(work.images, 'image')} and {counted(decode_steps, 'decode step')}, "
             f"which take {others:,} tokens."
         )
-    # all that may be refused comes before anything is built
-    inputs = architecture.prompt_inputs(work.images, context - others, work.batch, image.patches)
-    if by_transformers:
-        placement = _by_transformers(architecture, asked, described)
-    else:
-        placement = _placed(architecture, asked, described, given, work)
-    placement = replace(placement, notes=(*told, *placement.notes))
-    return _run(architecture, described, placement, inputs, work, decode_steps)
+    return _Prompt(work, context - others, image.patches)
+
+
+def _may_fit_shorter(report: DryRunReport) -> bool:
+    """Tell whether a shorter context may be all that a placement lacks."""
+    is_small = any(gpu.weight_bytes > gpu.capacity_bytes for gpu in report.overfull)
+    return bool(report.overfull) and not report.problems and not is_small
+
+
+def _shorter_contexts(
+    shape: ModelShape, work: Workload, placement: _Placement, gpus: Sequence[GPU]
+) -> Iterator[int]:
+    """Yield contexts that may fit a map, the longest first: as a plan without one is made.
+
+    The last is the least that a plan is made for unasked.
+    """
+    least = least_context(shape, work)
+    if least >= shape.max_context:
+        return
+    held = replace(work, dtype=placement.dtype, quantize=placement.quantize, fp8=placement.fp8)
+    found = []
+    for visitors in VISITORS:
+        needs = partial(_needs, shape, placement.weights, gpus, visitors)
+        way = longest_that_fits(shape, held, needs, gpus)
+        found.append(max(int(str(way.values.get("context", 0))), least))
+    yield from dict.fromkeys([*found, least])
+
+
+def _needs(
+    shape: ModelShape,
+    weights: DeviceMap,
+    gpus: Sequence[GPU],
+    visitors: float,
+    work: Workload,
+) -> dict[int, int] | None:
+    return needs_of_map(shape, work, weights, gpus, visitors=visitors)
 
 
 def is_on_cpu(given: Plan | DeviceMap | None) -> bool:

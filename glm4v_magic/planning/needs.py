@@ -20,7 +20,10 @@ from glm4v_magic.planning.partition import needed
 from glm4v_magic.planning.search import item_of
 from glm4v_magic.planning.seen import image_size_of
 
-__all__ = ["longest_that_fits", "needs_of_map", "needs_of_plan"]
+__all__ = ["VISITORS", "longest_that_fits", "needs_of_map", "needs_of_plan"]
+
+VISITORS = (0.1, 1.0)
+"""Shares for `needs_of_map`: usually the first is enough."""
 
 _CONTEXT_STEP = 256
 

@@ -273,7 +273,7 @@ def _place(
         if given is not None and on_gpus:
             from glm4v_magic.dry_run.room import require_room
 
-            require_room(found.architecture, placement, options, given, gpus)
+            placement = require_room(found.architecture, placement, options, given, gpus)
     except DoesNotFitError as error:
         tell_who_stays(error, there, gpus)
         raise

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 
 import pytest
+import tiny_native
 
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import DoesNotFitError
-from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.gpu_spec import GPU, parse_gpus
+from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.remarks import PYTHON, worded
 from glm4v_magic.doctor import diagnose, gather
+from glm4v_magic.dry_run.room import require_room
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.planning.decision import decide, make_plan
 from glm4v_magic.planning.held import USEFUL_CONTEXT
 from glm4v_magic.planning.machines import machines
+from glm4v_magic.planning.seen import image_size_of
 
 OCR = architecture("GLM-OCR")
 THINKING = architecture("GLM-4.1V-9B-Thinking")
@@ -138,3 +144,67 @@ def test_the_doctor_on_a_cpu(gib, verdict):
     longest = OCR.shape().max_context
     assert (told == longest) == (gib == 32)
     assert (told == USEFUL_CONTEXT) == (gib == 2)
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """A tiny model that reads 65,536 tokens."""
+    folder = tiny_native.write("glm4v", tmp_path_factory.mktemp("long"))
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 65_536
+    (folder / "config.json").write_text(json.dumps(config))
+    return architecture(folder)
+
+
+def needed(model, context):
+    report = dry_run(model, "1x80GiB", {"": 0}, context=context)
+    return report.gpus[0].total_bytes - report.gpus[0].overhead_bytes
+
+
+def gpu_with(nbytes):
+    """Return a GPU with so much room beside its overhead, whose size tells that, too."""
+    gpu = GPU(0, "small", nbytes, context_bytes=0)
+    return (replace(gpu, total_bytes=nbytes + gpu.overhead_bytes),)
+
+
+@pytest.mark.parametrize("given", [{"": 0}, "auto"])
+def test_a_map_without_a_context_is_judged_as_a_plan_is(long, given):
+    sizes = {context: needed(long, context) for context in (8192, 65_536)}
+    between = gpu_with(sum(sizes.values()) // 2)
+    report = dry_run(long, between, given)
+    assert report.works
+    assert 8192 < report.context < 65_536
+    told = f"Planned for {report.context:,} tokens of context: the 65,536 of the model do not fit."
+    assert said(report.notes) == told
+    assert report.fullest.fullness > 0.9  # no much longer one would fit
+    whole = dry_run(long, gpu_with(2 * sizes[65_536]), given)
+    assert (whole.works, whole.context, whole.notes) == (True, 65_536, ())
+    small = dry_run(long, gpu_with(sizes[8192] - 2**20), given)
+    assert (small.works, small.context) == (False, 8192)
+    for options in ({"context": 65_536}, {"text_tokens": 65_000, "images": 0}):
+        asked = dry_run(long, between, given, **options)
+        assert not asked.works
+        assert "do not fit" not in said(asked.notes)
+
+
+def test_so_is_a_map_that_is_loaded(long):
+    asked, given = PlacementOptions(), {"": 0}
+    sizes = {context: needed(long, context) for context in (8192, 65_536)}
+    for gpus, context in (
+        (gpu_with(sum(sizes.values()) // 2), None),
+        (gpu_with(2 * sizes[65_536]), 65_536),
+    ):
+        decided = decide(long, asked, gpus, given)
+        placed = require_room(long, decided, asked, given, gpus)
+        report = dry_run(long, gpus, given)
+        assert placed.notes == report.notes
+        assert context in (None, report.context)
+        seen = Workload(context=report.context)
+        assert placed.image_size == image_size_of(long.shape(), seen)
+    gpus = gpu_with(sizes[8192] - 2**20)
+    with pytest.raises(DoesNotFitError) as caught:
+        require_room(long, decide(long, asked, gpus, given), asked, given, gpus)
+    shorter = re.search(r"context=([0-9]+)", str(caught.value))
+    assert shorter is not None
+    asked = PlacementOptions(context=int(shorter[1]))
+    assert require_room(long, decide(long, asked, gpus, given), asked, given, gpus).notes == ()
