@@ -13,6 +13,7 @@ SLOW = {
     "engines/test_oracle.py": "one model on many devices",
     "checkpoints/test_adapters.py": "merges adapters into many models, and starts an interpreter",
     "planning/test_prices_hold.py": "dry runs of published models",
+    "inspect/test_inspected_splits.py": "many device maps of two models",
     "dispatch/test_any_map.py": "many device maps of several models",
     "notebook/test_views_browser.py": "a browser",
     "engines/test_decoding.py": "one model on many devices",

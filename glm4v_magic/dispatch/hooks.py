@@ -178,7 +178,11 @@ class _Target:
 
     @property
     def has_several_devices(self) -> bool:
-        return len({str(place) for place in self._runs.values()}) > 1
+        """Whether inputs and weights may be apart: offloaded weights count, wherever they run."""
+        return (
+            len({str(place) for places in (self._weights, self._runs) for place in places.values()})
+            > 1
+        )
 
     def parts(self) -> Iterator[_Part]:
         """Yield the largest modules on one device, and split modules that contain such modules."""

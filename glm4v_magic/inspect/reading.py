@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -116,13 +117,26 @@ class Reader:
             normed: whether they are those after the last norm.
         """
         head = self._engine.model.get_output_embeddings()
+        called = [head] if normed else [self.text.norm, head]
         for part in rows.split(_AT_ONCE):
-            there = part.to(self._engine.home)[None]
-            yield head(there if normed else self.text.norm(there))[0].float()
+            states = part[None]
+            for module in called:
+                states = module(_brought(states, module))
+            yield states[0].float()
 
     def prompt(self) -> Prompt:
         """Return the prompt with the whole answer."""
         return self._engine.prompt(self._encoded).extended(self._ids)
+
+
+def _brought(states: Tensor, module: nn.Module) -> Tensor:
+    """Return states on the device of a module that is called by itself.
+
+    Dispatch puts no hook on a module inside of one that is whole on its device, where states come
+    from that device. An offloaded one has a hook, which brings states and weights together.
+    """
+    weights = next(chain(module.parameters(), module.buffers()), None)
+    return states if weights is None or weights.is_meta else states.to(weights.device)
 
 
 @contextmanager

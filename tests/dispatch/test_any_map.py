@@ -25,7 +25,7 @@ from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.engines import local
-from glm4v_magic.planning.decision import decide
+from glm4v_magic.planning.decision import Placement, decide
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
 OURS = "glm-4v-9b"
@@ -116,6 +116,25 @@ def test_inner_entries_win_over_those_around_them(models, kind, seed):
     assert found == named
     if seed < any_split.MIXED_SAMPLE // 2:
         assert answers(checkpoint, around | inner, gpus) == on_one_device
+
+
+@pytest.mark.parametrize(
+    ("kind", "first"),
+    [(OURS, ("model.vision.boi", "model.vision.eoi")), ("glm46v", ("model.visual.",))],
+)
+def test_the_first_weights_offloaded_beside_the_one_gpu_that_runs_all(models, kind, first):
+    """The ids of a prompt are then in host memory, the embedding is on the GPU."""
+    checkpoint, tree, on_one_device = models(kind)
+    offloaded = {name: "cpu" for name in tree.tensors if name.startswith(first)}
+    placement = Placement(
+        device_map={"": 0} | offloaded, execution_map={"": 0} | dict.fromkeys(offloaded, 0)
+    )
+    with VirtualGPUs("1x1GiB", on_mismatch="collect") as virtual:
+        engine = local.load(checkpoint, placement)
+        found = said(engine)
+        engine.close()
+    assert virtual.problems == ()
+    assert found == on_one_device
 
 
 MIXED = [("glm4v", 1), (OURS, 3)]
