@@ -14,6 +14,7 @@ from IPython.utils.capture import capture_output
 from shells import TINY, open_widgets
 
 from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.core.errors import EngineError
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.notebook.command_line import parse, split
 from glm4v_magic.notebook.commands import COMMANDS
@@ -401,3 +402,93 @@ def test_a_memory_widget_changes_only_when_something_did(context):
     widget.close()
     widget.refresh(view, None)
     assert len(sets) == first + 1
+
+
+# Views that fail.
+
+
+class Failing:
+    """A view whose steps fail where they are told to."""
+
+    def __init__(self, *failing):
+        self.failing, self.done = failing, []
+
+    def _step(self, name):
+        self.done.append(name)
+        if name in self.failing:
+            raise EngineError("demo is no longer loaded.", "Ask again.")
+
+    def show(self):
+        self._step("show")
+
+    def cell_ended(self):
+        self._step("cell_ended")
+
+    def close(self):
+        self._step("close")
+
+
+def test_a_view_that_cannot_be_shown_is_closed_and_later_cells_know_nothing_of_it(context, run):
+    failing = Failing("show", "close")
+    with pytest.raises(EngineError, match="no longer loaded"):
+        context.open(failing)
+    assert (failing.done, context.views) == (["show", "close"], [])
+    assert run("1+1").endswith(": 2\n")
+    assert failing.done == ["show", "close"]
+
+
+def test_a_view_that_fails_at_the_end_of_a_cell_is_told_once_and_given_up(context, run):
+    failing, well = Failing("cell_ended", "close"), Failing()
+    context.open(failing)
+    context.open(well)
+    closed = "A view of an earlier cell was closed: demo is no longer loaded. Ask again.\n"
+    assert run("1+1").endswith(f": 2\n{closed}")
+    assert run("2+2").endswith(": 4\n")
+    assert failing.done == ["show", "cell_ended", "close"]
+    assert well.done == ["show", "cell_ended", "cell_ended"]
+    assert context.views == [well]
+
+
+def test_a_view_that_cannot_be_closed_keeps_no_extension_from_being_reloaded(context, run):
+    well, failing = Failing(), Failing("close")
+    context.open(well)
+    context.open(failing)
+    assert run("%reload_ext glm4v_magic") == ""
+    assert well.done[-1] == failing.done[-1] == "close"
+    assert "UsageError" not in run("%glm4v")
+
+
+def test_callbacks_of_ours_have_a_short_repr(context, shell):
+    context.open(Failing())
+    ours = [
+        repr(each)
+        for each in shell.events.callbacks["post_run_cell"]
+        if "glm4v" in type(getattr(each, "__self__", None)).__module__
+    ]
+    assert len(ours) == 2
+    assert all(len(each) < 300 for each in ours)
+
+
+def test_of_a_widget_without_a_static_view_nothing_is_shown(context):
+    def bundle():
+        raise EngineError("demo is no longer loaded.")
+
+    before = set(open_widgets())
+    live = Live([ipywidgets.HTML("live")], bundle, on_hidden=lambda: None, on_shown=lambda: None)
+    with capture_output() as captured:
+        with pytest.raises(EngineError):
+            live.show()
+        live.close()
+    assert captured.outputs == []
+    assert set(open_widgets()) == before
+
+
+def test_a_widget_is_closed_even_if_its_static_view_fails_then():
+    before = set(open_widgets())
+    live, text, _ = two_faces()
+    with capture_output():
+        live.show()
+        text.clear()
+        with pytest.raises(IndexError):
+            live.close()
+    assert set(open_widgets()) == before

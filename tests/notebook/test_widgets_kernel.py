@@ -34,10 +34,9 @@ CELLS = (
 )
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("notebook")
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in CELLS])
+def run_notebook(cells, folder):
+    """Run cells in a kernel."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
@@ -46,6 +45,11 @@ def executed(tmp_path_factory):
             notebook, timeout=300, resources={"metadata": {"path": str(folder)}}
         ).execute()
     return notebook
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    return run_notebook(CELLS, tmp_path_factory.mktemp("notebook"))
 
 
 def outputs(executed, number):
@@ -97,3 +101,50 @@ def test_an_exported_page_shows_the_views(executed, state):
     assert "is loaded, as of 20" in page
     text, _ = nbconvert.MarkdownExporter().from_notebook_node(notebook)
     assert "glm4v-memory" in text
+
+
+LOOKS = (
+    "%load_ext glm4v_magic\n"
+    "from PIL import Image, ImageDraw\n"
+    "image = Image.new('RGB', (224, 224), 'white')\n"
+    "ImageDraw.Draw(image).ellipse((40, 40, 120, 120), fill='red')",
+    "%glm4v load demo",
+    "answer = %glm4v ask image 'What colour is the circle?' --max-tokens 2 -q",
+    "look = answer.inspect(); look",
+    "%glm4v unload",
+    "look",
+    "1 + 1",
+    "%glm4v load demo",
+    "look",
+    "%glm4v memory",
+    "from glm4v_magic.notebook.widgets.memory import MemoryWidget\n"
+    "MemoryWidget.cell_ended = lambda self: 1 / 0",
+    "1 + 1",
+    "%reload_ext glm4v_magic",
+    "1 + 1",
+)
+
+
+def test_what_can_no_longer_be_shown_is_said_once_and_later_cells_are_as_ever(tmp_path):
+    notebook = run_notebook(LOOKS, tmp_path)
+
+    def shown(number):
+        return [
+            each["text"] if each["output_type"] == "stream" else each["data"]["text/plain"]
+            for each in notebook.cells[number].outputs
+        ]
+
+    widget, twin = outputs(notebook, 3)
+    assert WIDGET in widget
+    assert "embeddings" in twin["text/plain"]
+    gone = (
+        "Inspection of 'The' by demo\ndemo is no longer loaded, or was loaded anew. Ask again, and "
+        "inspect that answer."
+    )
+    assert shown(5) == shown(8) == [gone]
+    assert shown(10) == [
+        "A view of an earlier cell was closed: ZeroDivisionError: division by zero"
+    ]
+    for number in (6, 11, 13):
+        assert shown(number) == ["2"]
+    assert shown(12) == []

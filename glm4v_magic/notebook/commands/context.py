@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from glm4v_magic.core.errors import EngineError, Glm4vError, OptionError
+from glm4v_magic.core.errors import EngineError, Glm4vError, OptionError, reason
+from glm4v_magic.notebook.live.output import show
+from glm4v_magic.notebook.next_steps import in_cell
+from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.session.session import Session
 
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ class LiveView(Protocol):
         """Close the widget, leaving only the static view."""
 
 
-@dataclass
+@dataclass(repr=False)  # that of the page alone has ten thousand characters
 class Context:
     """Shell, settings, session and views of the commands.
 
@@ -80,21 +83,32 @@ class Context:
         return getattr(self.shell, "kernel", None) is not None
 
     def open(self, view: LiveView) -> None:
-        """Show a widget, and update its static view at the end of every cell."""
+        """Show a widget, and update its static view at the end of every cell.
+
+        One that cannot be shown is closed, and is none of the views.
+        """
+        try:
+            view.show()
+        except BaseException:
+            _close(view)
+            raise
         if not self.views:
             self.shell.events.register("post_run_cell", self._cell_ended)
         self.views.append(view)
-        view.show()
 
     def close(self) -> None:
         """Close all views, end the monitor and a server that was started."""
         self.end_launched()
-        if self.views:
-            self.shell.events.unregister("post_run_cell", self._cell_ended)
         while self.views:
-            self.views.pop().close()
+            self._close(self.views[-1])
         if "monitor" in vars(self):
             self.monitor.stop()
+
+    def _close(self, view: LiveView) -> None:
+        self.views.remove(view)
+        if not self.views:
+            self.shell.events.unregister("post_run_cell", self._cell_ended)
+        _close(view)
 
     def end_launched(self) -> LaunchedServer | None:
         """End the server that was started here, if there is one; returns it."""
@@ -116,8 +130,13 @@ class Context:
 
     def _cell_ended(self, _: object) -> None:
         with suppress(KeyboardInterrupt):  # the cell is over: nothing is left to interrupt
-            for view in self.views:
-                view.cell_ended()
+            for view in [*self.views]:
+                try:
+                    view.cell_ended()
+                except Exception as error:  # IPython would tell it after this and every later cell
+                    self._close(view)
+                    why = in_cell(error) if isinstance(error, Glm4vError) else reason(error)
+                    show(line_bundle(f"A view of an earlier cell was closed: {why}"))
 
     @property
     def model(self) -> str:
@@ -170,6 +189,12 @@ class Command(Protocol):
         Returns:
             The value of the line, as in ``x = %glm4v ask ...``.
         """
+
+
+def _close(view: LiveView) -> None:
+    """Close a view, even one that fails: whoever closes it has other things to do."""
+    with suppress(Exception):
+        view.close()
 
 
 def require_variable_name(name: str | None) -> None:

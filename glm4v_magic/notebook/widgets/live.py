@@ -71,10 +71,13 @@ class Live:
     def show(self) -> None:
         """Show widget and twin as outputs of the running cell."""
         view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
-        # The twin has the text. An empty element is what front ends without widgets show here.
-        display({"text/plain": "", "text/html": Html("<span></span>"), _WIDGET: view}, raw=True)
-        self._is_shown = True
-        self.refresh_twin()
+        with self._lock:
+            bundle = self._bundle()  # first: what cannot be shown leaves nothing in the cell
+            # The twin has the text. An empty element is what front ends without widgets show here.
+            html = Html("<span></span>")
+            display({"text/plain": "", "text/html": html, _WIDGET: view}, raw=True)
+            self._is_shown = True
+            self._show_twin(bundle)
 
     def refresh_twin(self) -> None:
         """Update the static view, if it is shown and outdated."""
@@ -82,20 +85,24 @@ class Live:
             return
         with self._lock:
             bundle = self._bundle()  # in here: a later one must not be shown before it
-            if bundle == self._shown:
-                return
-            self._shown = bundle
-            html = fill("twin", name=self._name, html=Html(bundle["text/html"]))
-            self._twin.show({**bundle, "text/html": html})
+            if bundle != self._shown:
+                self._show_twin(bundle)
+
+    def _show_twin(self, bundle: MimeBundle) -> None:
+        self._shown = bundle
+        html = fill("twin", name=self._name, html=Html(bundle["text/html"]))
+        self._twin.show({**bundle, "text/html": html})
 
     def close(self) -> None:
         """Remove the widget from all pages; the twin stays."""
         if self.is_open:
             self.is_open = False
-            self._on_hidden()
-            self.refresh_twin()
-            for widget in _with_parts(self._all):
-                widget.close()
+            try:
+                self._on_hidden()
+                self.refresh_twin()
+            finally:
+                for widget in _with_parts(self._all):
+                    widget.close()
 
     def _views_changed(self, change: Any) -> None:
         if self.is_open and change["new"] == 0:
