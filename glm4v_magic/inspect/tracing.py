@@ -7,7 +7,7 @@ output of a module, it waits until the model has come there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import CodeType
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from glm4v_magic.checkpoints.encoding import Encoded
 from glm4v_magic.core.conversation import Answer, Lend
-from glm4v_magic.core.errors import ConversationError
+from glm4v_magic.core.errors import ConversationError, Glm4vError
 from glm4v_magic.engines.local import LocalEngine
 from glm4v_magic.inspect.grids import ImageGrid, grid_of
 from glm4v_magic.inspect.inspection import PromptToken, prompt_tokens
@@ -56,6 +56,7 @@ class Trace(InterleavingTracer):
         self.prompt: tuple[PromptToken, ...] = prompt_tokens(engine, encoded, self.images)
         self._name, self._lend, self._answered = engine.info.model, lend, answered
         self._answer: Answer | None = None
+        self._refusal: Glm4vError | None = None
 
     @property
     def model(self) -> Any:
@@ -99,26 +100,40 @@ class Trace(InterleavingTracer):
         """Run the block, unless an error came before it."""
         try:
             return super().__exit__(*error)
+        except Glm4vError as refusal:
+            if refusal is not self._refusal:
+                raise
+            # It is of no line of the block: nnsight's frames would say nothing.
+            raise refusal.with_traceback(None) from None
         finally:
-            self.info = self.node = None  # another block may follow
+            self.info = self.node = self._refusal = None  # another block may follow
 
     def execute(self, code: CodeType) -> None:
         """Run the block beside the model, which is as before afterwards."""
-        self._answer = None
 
         def answer(engine: LocalEngine) -> Answer:
             self._answer = self._answered(engine)
             return self._answer
 
-        with self._lend() as engine:
-            local = local_engine(engine, self._name, "Call session.trace again.")
-            with _left_as_it_was(local.model):
-                self.envoy, self.fn = NNsight(local.model), answer
-                self.args = (local.bare(),)
-                try:
-                    super().execute(code)
-                except Exception as error:  # without the model's frames, if it is the block's own
-                    raise error.with_traceback(self.traceback(error)) from error.__cause__
+        with self._lent() as local, _left_as_it_was(local.model):
+            self._answer = None
+            self.envoy, self.fn = NNsight(local.model), answer
+            self.args = (local.bare(),)
+            try:
+                super().execute(code)
+            except Exception as error:  # without the model's frames, if it is the block's own
+                raise error.with_traceback(self.traceback(error)) from error.__cause__
+
+    @contextmanager
+    def _lent(self) -> Iterator[LocalEngine]:
+        with ExitStack() as stack:
+            try:
+                engine = stack.enter_context(self._lend())
+                local = local_engine(engine, self._name, "Call session.trace again.")
+            except Glm4vError as error:
+                self._refusal = error
+                raise
+            yield local
 
 
 @contextmanager

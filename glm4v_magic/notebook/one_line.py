@@ -7,6 +7,7 @@ Where other code is in between, the ordinary traceback tells where it is.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import traceback
 from collections.abc import Callable
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["show_as_one_line", "show_as_usual"]
 
-_OURS = (str(Path(__file__).parents[1]), contextlib.__file__)
-"""Our files, and the one through which our context managers raise."""
+_OURS = (str(Path(__file__).parents[1]), contextlib.__file__, functools.__file__)
+"""Our files, and those through which our context managers and cached properties raise."""
 _PACKAGE = __name__.partition(".")[0]
 _CELL = re.compile(r"<ipython-input-(?P<number>\d+)-|.*[/\\]ipykernel_\d+[/\\]\d+\.py$")
 _HOOK = "_render_traceback_"  # IPython asks an exception for it

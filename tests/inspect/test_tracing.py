@@ -245,11 +245,17 @@ def test_what_cannot_be_traced(sessions, monkeypatch):
 
 def test_a_model_that_was_unloaded_since():
     session = Session().load("demo")
-    trace = session.trace(QUESTION, circle())
+    with session.trace(QUESTION, circle(), max_tokens=1) as trace:
+        trace.layers[0].output.save()
+    answer = trace.answer
     session.unload()
     session.load("demo")
-    with pytest.raises(EngineError, match="demo is no longer loaded, or was loaded anew"), trace:
+    refusal = "demo is no longer loaded, or was loaded anew"
+    with pytest.raises(EngineError, match=refusal) as caught, trace:
         trace.stop()
+    # The block was not run: what it made of the model before is still there.
+    assert {each.path.name for each in caught.traceback} == {Path(__file__).name, "tracing.py"}
+    assert trace.answer is answer
 
 
 def test_the_page_runs_as_it_says(capsys):

@@ -527,10 +527,12 @@ def test_an_error_of_ours_in_a_cell_of_python_is_one_line(run, shell, tiny, caps
         "raise OptionError('It is old.', code='install', command='pip install it')",
     )  # fmt: skip
     assert "then restart the kernel" in shown
-    # Out of a context manager of ours, too.
+    # Out of a context manager of ours, and of what is computed once, too.
+    run("look = answer.inspect()")
     run("%glm4v unload")
-    shown = traceback_of(shell, capsys, "answer.inspect()")
-    assert re.fullmatch(r"EngineError: .* is no longer loaded.* \(Cell .*, line 1\)\s*", shown)
+    for code in ("answer.inspect()", "look.prompt"):
+        shown = traceback_of(shell, capsys, code)
+        assert re.fullmatch(r"EngineError: .* is no longer loaded.* \(Cell .*, line 1\)\s*", shown)
     run("%config Glm4v.debug = True")
     assert "Traceback" in traceback_of(shell, capsys, "answer.crop(0)")
     run("%config Glm4v.debug = False")
