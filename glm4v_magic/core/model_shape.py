@@ -48,7 +48,8 @@ class Activation:
     Attributes:
         tokens: unit of the counts below: ``text`` (cache entries of all rows), ``spliced`` (the
             same, none without images), ``patch`` (tokens inside the vision tower, of all images),
-            ``visual`` (tokens of an image in the text), ``image``, or ``row`` (of the batch).
+            ``visual`` (tokens of an image in the text), ``merged`` (those that the tower makes,
+            without start and end), ``image``, or ``row`` (of the batch).
         values: values in the model's dtype, alive at the peak, per token.
         extra_bytes: bytes of other dtypes (float32, int64), alive at the peak, per token.
         cast_bytes: bytes of float32 copies, which a model in float32 does without.
@@ -58,7 +59,10 @@ class Activation:
         tower_casts: likewise, of what was cast from float32, which is none in a model in float32.
         pair_bytes: bytes alive at the peak per pair of tokens of a row.
         batched_pair_bytes: likewise, of what is copied for each token if there are several rows.
+        image_bytes: bytes alive at the peak, per token and image of all rows.
+        row_bytes: bytes alive at the peak per row, whatever `tokens` counts.
         text_bytes: bytes alive at the peak per cache entry of all rows, whatever `tokens` counts.
+        text_values: likewise, of values in the model's dtype.
         chunk: number of tokens that a row is padded to a multiple of, for `extra_bytes`.
         chosen: number of tokens of its row that a token chooses, at most.
         chosen_bytes: bytes alive at the peak for each of these.
@@ -67,9 +71,10 @@ class Activation:
         fixed_values: values in the model's dtype alive at the peak, however many tokens there are.
         fixed_casts: bytes of float32 copies alive at the peak, however many tokens there are, which
             a model in float32 does without.
+        fixed_bytes: bytes of other dtypes alive at the peak, however many tokens there are.
     """
 
-    tokens: Literal["text", "spliced", "patch", "visual", "image", "row"]
+    tokens: Literal["text", "spliced", "patch", "visual", "merged", "image", "row"]
     values: int = 0
     extra_bytes: int = 0
     cast_bytes: int = 0
@@ -79,13 +84,17 @@ class Activation:
     tower_casts: int = 0
     pair_bytes: float = 0
     batched_pair_bytes: float = 0
+    image_bytes: int = 0
+    row_bytes: int = 0
     text_bytes: int = 0
+    text_values: int = 0
     chunk: int = 1
     chosen: int = 0
     chosen_bytes: int = 0
     masked_values: int = 0
     fixed_values: int = 0
     fixed_casts: int = 0
+    fixed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +228,7 @@ class ModelShape:
         packed: how many bits they have, if they stay as they are; ``None`` if they are restored.
         token_side: pixels along the side of the square that becomes one visual token, where larger
             images take more of them; ``None`` where all images are resized to one size.
-        patches_per_token: patches of such a square.
+        patches_per_token: patches that become one visual token.
         least_image_tokens: visual tokens of the smallest image, without those around it.
         tower_first: whether the vision tower runs before the ids are embedded.
         masks_pairs: whether a batch of rows of different lengths has a mask of all pairs of tokens.

@@ -76,10 +76,12 @@ _BLOCK_4BIT = 64  # values per absmax, bitsandbytes' default
 _FLOAT32 = 4
 _INT32 = 4
 _ENDLESS = 10**18  # tokens
-_INDICES = 9 * 8  # int64: id, mask and type of a token, and twice its positions on three axes
 _FLOAT16 = 2
 _INT64 = 8
 _OF_LOOP = 12  # the new token, its position, whether the row has ended, and their copies
+_OF_PICK = 5 * _FLOAT32 + _INT64
+"""Bytes per token of the vocabulary while one row's next is sampled, beside its logits: those by
+temperature; sorted, with their numbers; their probabilities, and the sums of these."""
 _TOKENS = {
     "vision": "patch",
     "vision_embedding": "patch",
@@ -182,6 +184,7 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
         "spliced": entries if seen else 0,
         "patch": seen * image.patches,
         "visual": seen * image.visual_tokens,
+        "merged": seen * (image.patches // shape.patches_per_token),
         "image": seen,
         "row": workload.batch,
     }
@@ -209,7 +212,9 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
             alive = count * (a.values * size + casts) + int(pairs * of_pair)
             if count:
                 alive += a.fixed_values * size + (0 if size == _FLOAT32 else a.fixed_casts)
-            alive += max(count, padded) * a.extra_bytes + counts["text"] * a.text_bytes
+                alive += a.fixed_bytes + workload.batch * a.row_bytes
+                alive += counts["text"] * (a.text_bytes + a.text_values * size)
+            alive += max(count, padded) * a.extra_bytes + count * seen * a.image_bytes
             alive += count * min(a.chosen, row) * a.chosen_bytes
             alive += count * a.masked_values * size if mask else 0
             if unit.kind == "text_layer" and a.tokens == "row":
@@ -218,7 +223,8 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
                 transient = max(transient, alive)
         handed_on = 0 if before is None else _handed_on(before, counts, size)
         if unit.kind == "embedding":  # the mask is made there, from one that all rows share
-            beside = max(mask // workload.batch, entries * unit.rotary_bytes)
+            of_mask = mask // workload.batch + (2 * _INT64 * (row + 1) + 2 * entries if mask else 0)
+            beside = max(of_mask, entries * unit.rotary_bytes)
             transient = max(transient + handed_on, mask + beside)
         if unit.kind == "text_layer":
             quantize = shape.packed or workload.quantize
@@ -259,7 +265,7 @@ def _handed_on(unit: UnitShape, counts: Mapping[str, int], size: int) -> int:
 
 
 def _made_by_tower(activation: Activation) -> bool:
-    return activation.tokens == "visual"
+    return activation.tokens in ("visual", "merged")
 
 
 def merge(units: Sequence[Unit], name: str, modules: tuple[str, ...], kind: Kind) -> Unit:
@@ -340,7 +346,7 @@ def _quantized_product(
     """
     most = 0
     for product in unit.products if quantize else ():
-        alive = entries * (product.values * size + _INDICES)
+        alive = entries * product.values * size
         if quantize == "4bit":
             alive += product.rows * product.columns * size
         else:
@@ -429,11 +435,12 @@ def patch_embedding(hidden: int, pixels: int, positions: int) -> Activation:
     )
 
 
-def inputs(vocabulary: int, held: int, in_step: int) -> tuple[Activation, Activation]:
+def inputs(vocabulary: int, held: int, in_step: int) -> tuple[Activation, ...]:
     """On the device of the inputs, to which the logits of the last token of each row return.
 
     They are alive in the model's dtype and, twice, in float32, beside the state of the decode loop,
-    a few int64 per row.
+    a few int64 per row. Then, once in float32, while the next token of one row after another is
+    sampled.
 
     Args:
         vocabulary: number of tokens.
@@ -449,6 +456,12 @@ def inputs(vocabulary: int, held: int, in_step: int) -> tuple[Activation, Activa
             vocabulary,
             extra_bytes=2 * _FLOAT32 * vocabulary + loop,
             text_bytes=in_step,
+        ),
+        Activation(
+            "row",
+            extra_bytes=_FLOAT32 * vocabulary + loop,
+            text_bytes=in_step,
+            fixed_bytes=_OF_PICK * vocabulary,
         ),
     )
 
@@ -470,7 +483,7 @@ def gated_projection(hidden: int, intermediate: int, *, is_clamped: bool = False
     Activated gate, up and their product; its input and the projection it was made from. Where gate
     and up are clamped, the gate is alive, too.
     """
-    return Activation("visual", (4 if is_clamped else 3) * intermediate + 2 * hidden)
+    return Activation("merged", (4 if is_clamped else 3) * intermediate + 2 * hidden)
 
 
 def embedding(hidden: int, visual: int) -> tuple[Activation, ...]:
@@ -487,7 +500,7 @@ def embedding(hidden: int, visual: int) -> tuple[Activation, ...]:
     return (
         Activation("text", held_values=hidden),
         Activation("spliced", hidden, extra_bytes=9 * hidden),
-        Activation("visual", held_values=visual * hidden),
+        Activation("merged", held_values=visual * hidden),
     )
 
 
@@ -499,8 +512,8 @@ def norm_bytes(hidden: int) -> int:
 def head(hidden: int, vocabulary: int) -> tuple[Activation, Activation]:
     """Final norm over all tokens, then logits of the last token of each row.
 
-    The norm has its input in the model's dtype beside `norm_bytes`; ``generate`` copies the logits
-    to float32, and sampling sorts them: values, int64 indices, probabilities and their sums.
+    The norm has its input in the model's dtype beside `norm_bytes`; the logits, which leave for the
+    device of the inputs, have what was normed and its input.
     """
     norm = Activation("text", hidden, extra_bytes=norm_bytes(hidden))
-    return norm, Activation("row", vocabulary, extra_bytes=(4 * _FLOAT32 + 8) * vocabulary)
+    return norm, Activation("row", vocabulary, text_values=2 * hidden)

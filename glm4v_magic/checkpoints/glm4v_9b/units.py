@@ -48,6 +48,7 @@ def model_shape(config: Mapping[str, Any], name: str = "GLM-4V-9B") -> ModelShap
         dtype=str(config.get("torch_dtype") or config.get("dtype") or "bfloat16"),
         max_context=config["seq_length"],
         patches=vision["num_positions"],
+        patches_per_token=4,
         visual_tokens=merged + 2,
         image_positions=_IMAGE_IDS,
         float16_overflows=(vision["hidden_size"], vision["num_hidden_layers"])

@@ -32,6 +32,9 @@ FLOAT32_MODULES = ("conv1d", "dt_bias", "A_log", "attn_hc.base", "attn_hc.scale"
 _TEXT = "model.language_model"
 _FLOAT32 = 4
 _INT64 = 8
+_OF_TOKEN = 3 * _INT64 + 4 + 2
+"""Bytes per token that are with the embedding, besides its vectors: id, mask, position and type,
+and whether it stands for an image or a video."""
 _CHUNK = 64  # tokens; transformers' `chunk_kimi_delta_attention`
 
 
@@ -49,7 +52,10 @@ def hybrid_units(text: Mapping[str, Any], fp8: Fp8 | None = None) -> Iterator[Un
         "embedding",
         values=vocabulary * wide,
         row_length=wide,
-        activations=(*costs.embedding(wide, KEPT_VISUAL), Activation("text", streams * wide)),
+        activations=(
+            *costs.embedding(wide, KEPT_VISUAL),
+            Activation("text", streams * wide, held_bytes=_OF_TOKEN),
+        ),
     )
     for index in range(text["num_hidden_layers"]):
         layer = _layer(text, index)
@@ -91,7 +97,7 @@ def _layer(text: Mapping[str, Any], index: int) -> UnitShape:
             joined_values=joined,
             row_values=3 * inner * kernel,
             row_bytes=_FLOAT32 * heads * head * head,
-            activations=(*activations, _linear(text)),
+            activations=(*activations, *_linear(text)),
         )
     attention, cache = _attention_values(text, index)
     return UnitShape(
@@ -222,20 +228,33 @@ def _mixing(text: Mapping[str, Any]) -> int:
     return _FLOAT32 * streams * (streams + 1)
 
 
-def _linear(text: Mapping[str, Any]) -> Activation:
-    """Linear attention in chunks; the peak is at the products within a chunk.
+def _linear(text: Mapping[str, Any]) -> tuple[Activation, Activation]:
+    """Linear attention in chunks; the peak is at the products within a chunk, of all or of one.
 
     Alive per token of whole chunks, in float32: three of size chunk x heads x head (the decays
     between all pairs of a chunk and two products with them), and six of heads x head (query, key,
     value and decay in chunks, and two times beta); per token the decay as it was made, in float32,
     and in the model's dtype the streams, the input as it is and masked, and query, key and value in
     one matrix (3 x heads x head).
+    Then, chunk by chunk, there are two products with the decays of one chunk of each row beside all
+    decays, nine of heads x head (what the chunks give and take, too), and two of chunk x heads.
     """
     inner = text["linear_num_heads"] * text["linear_head_dim"]
     wide = text["hidden_size"]
     alive = (text["hc_mult"] + 2) * wide + 3 * inner
     extra = _FLOAT32 * (3 * _CHUNK + 7) * inner + _mixing(text)
-    return Activation("text", alive, extra, chunk=_CHUNK)
+    of_chunks = _FLOAT32 * (_CHUNK * inner + 9 * inner + 2 * _CHUNK * text["linear_num_heads"])
+    return (
+        Activation("text", alive, extra, chunk=_CHUNK),
+        Activation(
+            "text",
+            alive,
+            of_chunks + _mixing(text),
+            text_bytes=_FLOAT32 * inner,
+            row_bytes=2 * _FLOAT32 * _CHUNK**2 * inner,
+            chunk=_CHUNK,
+        ),
+    )
 
 
 def _attention_values(text: Mapping[str, Any], index: int) -> tuple[int, int]:

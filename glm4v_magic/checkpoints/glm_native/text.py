@@ -28,9 +28,11 @@ Matrix: TypeAlias = tuple[str, int, int, int]
 _TEXT = "model.language_model"
 _EXPERTS = "mlp.experts"
 _FLOAT32 = 4
+_INT32 = 4
 _INT64 = 8
-_OF_TOKEN = 8 * _INT64
-"""Bytes per token besides its vectors: id, mask, type, and twice its positions on three axes."""
+_OF_TOKEN = 6 * _INT64 + _INT32
+"""Bytes per token that are with the embedding, besides its vectors: id, mask, its positions on four
+axes, and its type."""
 
 _ROTARY = 25
 """Bytes per token and rotated value while cosines and sines are made: on three axes in float32, the
@@ -53,7 +55,10 @@ def text_units(text: Mapping[str, Any], fp8: Fp8 | None = None) -> Iterator[Unit
         row_length=wide,
         buffer_values=rotated_values(text),
         rotary_bytes=_ROTARY * rotated_values(text),
-        activations=_with_indices(*costs.embedding(wide, KEPT_VISUAL)),
+        activations=(
+            *costs.embedding(wide, KEPT_VISUAL),
+            Activation("text", held_bytes=_OF_TOKEN),
+        ),
     )
     in_moe = has_experts(text)
     first_moe = text.get("first_k_dense_replace", 0) if in_moe else None
@@ -67,7 +72,7 @@ def text_units(text: Mapping[str, Any], fp8: Fp8 | None = None) -> Iterator[Unit
         (f"{_TEXT}.norm", "lm_head"),
         "head",
         values=wide + vocabulary * wide,
-        activations=_with_indices(*costs.head(wide, vocabulary)),
+        activations=costs.head(wide, vocabulary),
     )
 
 
@@ -125,16 +130,6 @@ def _linear(text: Mapping[str, Any], *, is_moe: bool) -> tuple[tuple[int, int], 
     return tuple((rows, columns) for name, rows, columns, _ in matrices if name != _EXPERTS)
 
 
-def _with_indices(*activations: Activation) -> tuple[Activation, ...]:
-    """Return activations, counting the bytes that each text token has besides its vectors."""
-    return tuple(
-        replace(each, extra_bytes=each.extra_bytes + _OF_TOKEN)
-        if each.tokens in ("text", "spliced")
-        else each
-        for each in activations
-    )
-
-
 def _attention_values(text: Mapping[str, Any]) -> tuple[int, int, int]:
     """Return weights of the four matrices, biases, and keys and values per KV cache entry."""
     wide, heads, groups = (
@@ -189,8 +184,9 @@ def _dense_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape
         products=_products(text, mlp, in_one=not in_moe),
         cache_values=cache,
         pair_products=2 * text["num_attention_heads"] * head_size(text),
-        activations=_with_indices(
-            costs.text_layer(wide, mlp, rotated_values(text), in_one=not in_moe), *_attention(text)
+        activations=(
+            costs.text_layer(wide, mlp, rotated_values(text), in_one=not in_moe),
+            *_attention(text),
         ),
     )
 
@@ -221,7 +217,7 @@ def _moe_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
         joined_values=joined_experts(text),
         cache_values=cache,
         pair_products=2 * text["num_attention_heads"] * head_size(text),
-        activations=_with_indices(_experts(text), chosen_experts(text), *_attention(text)),
+        activations=(_experts(text), chosen_experts(text), *_attention(text)),
     )
 
 

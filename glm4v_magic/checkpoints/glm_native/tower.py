@@ -89,6 +89,7 @@ def _patch_embedding(vision: Mapping[str, Any], vocabulary: int, *, is_plain: bo
             Activation("patch", wide, extra_bytes=2 * _angles(vision))
             if is_plain
             else _positions_added(vision, table),
+            *(() if is_plain else (_images_numbered(vision),)),
             *costs.inputs(vocabulary, _OF_INPUT, _IN_STEP),
         ),
     )
@@ -108,6 +109,20 @@ def _positions_added(vision: Mapping[str, Any], side: int) -> Activation:
         extra_bytes=_angles(vision) + 2 * _INT64 + 4 * _FLOAT32,
         cast_bytes=_FLOAT32 * wide,
         fixed_casts=_FLOAT32 * wide * side * side,
+    )
+
+
+def _images_numbered(vision: Mapping[str, Any]) -> Activation:
+    """Number of the image of each patch, which is compared with where each image ends.
+
+    Alive per patch: the patch, cosines and sines of a head's size, its row and column, its number
+    and its image's; and for each image a truth value.
+    """
+    return Activation(
+        "patch",
+        vision["hidden_size"],
+        extra_bytes=_angles(vision) + 2 * _INT64,
+        image_bytes=1,
     )
 
 
