@@ -12,6 +12,7 @@ from typing import Any
 
 from glm4v_magic.checkpoints.glm_native.fp8 import Fp8
 from glm4v_magic.checkpoints.glm_native.text import (
+    SORTING,
     Matrix,
     chosen_experts,
     expert_matrices,
@@ -197,9 +198,10 @@ def _sparse(text: Mapping[str, Any]) -> tuple[int, Activation]:
     )
     experts = text["n_routed_experts"]
     values = 3 * wide * mlp * (text["n_shared_experts"] + experts) + experts * wide
-    sorting = chosen * (2 * _FLOAT32 * wide + 5 * _INT64)
+    sorting = chosen * (2 * _FLOAT32 * wide + SORTING)
     alive = (2 * chosen + 1 + 2 * text["hc_mult"]) * wide
-    return values, Activation("text", alive, extra_bytes=sorting + _mixing(text))
+    logits = _FLOAT32 * experts + 1  # and what is masked
+    return values, Activation("text", alive, extra_bytes=sorting + logits + _mixing(text))
 
 
 def _idle(text: Mapping[str, Any]) -> int:

@@ -13,6 +13,7 @@ from glm4v_magic.core.model_shape import Activation, Product, UnitShape
 from glm4v_magic.planning import costs
 
 __all__ = [
+    "SORTING",
     "Matrix",
     "chosen_experts",
     "expert_matrices",
@@ -33,6 +34,10 @@ _INT64 = 8
 _OF_TOKEN = 6 * _INT64 + _INT32
 """Bytes per token that are with the embedding, besides its vectors: id, mask, its positions on four
 axes, and its type."""
+
+SORTING = 4 * _INT64 + 2 * _FLOAT32 + _INT32
+"""Bytes per token and chosen expert while tokens are sorted by expert: the expert's number, as
+chosen, sorted, and counted; two orders; and the router's weight as chosen, and sorted."""
 
 _ROTARY = 25
 """Bytes per token and rotated value while cosines and sines are made: on three axes in float32, the
@@ -254,12 +259,12 @@ def _experts(text: Mapping[str, Any]) -> Activation:
 
     Alive per token and chosen expert (transformers' ``grouped_mm_experts_forward``): the gathered
     input and the experts' results (2 x hidden), the weighted results in two orders in float32
-    (2 x hidden: the router's weights are float32), five int64 of sorting; per token the layer's
-    input, the residual and the normed residual (3 x hidden), the router's logits in float32, cos
-    and sin (2 x rotary) and the int64 position.
+    (2 x hidden: the router's weights are float32), four int64 of sorting, the weights twice and the
+    expert's number; per token the layer's input, the residual and the normed residual (3 x hidden),
+    the router's logits in float32, cos and sin (2 x rotary) and the int64 position.
     """
     wide, chosen = text["hidden_size"], text["num_experts_per_tok"]
-    per_expert = 2 * _FLOAT32 * wide + 5 * _INT64
+    per_expert = 2 * _FLOAT32 * wide + SORTING
     logits = _FLOAT32 * text["n_routed_experts"] + _INT64
     values = (2 * chosen + 3) * wide + 2 * rotated_values(text)
     return Activation("text", values, extra_bytes=chosen * per_expert + logits)
