@@ -38,6 +38,7 @@ from glm4v_magic.virtual_gpus.package import (
 from glm4v_magic.virtual_gpus.parallel import collectives
 from glm4v_magic.virtual_gpus.report import CopyRecord, MemoryPeak, Problem, Report
 from glm4v_magic.virtual_gpus.saving import gpu_storages
+from glm4v_magic.virtual_gpus.storages import tensors_alone
 from glm4v_magic.virtual_gpus.streams import Ranges, VirtualEvent, VirtualStream
 
 __all__ = ["VirtualGPUs", "active"]
@@ -170,6 +171,7 @@ class VirtualGPUs:
             undo.enter_context(_replaced(nn.Module, {"__call__": self._traced_call()}))
             undo.enter_context(_replaced(threading.Thread, {"start": self._traced_start()}))
             undo.enter_context(swapped_parameters())
+            undo.enter_context(tensors_alone())
             undo.enter_context(virtual_devices(self._machine))
             undo.callback(setattr, self._machine, "is_open", False)
             undo.callback(_active.remove, self)

@@ -224,3 +224,40 @@ def test_collectives_of_data_parallel() -> None:
         assert [t.tolist() for t in comm.broadcast(x[:2], out=[torch.empty(2, device="cuda:2")])]
         with pytest.raises(RuntimeError, match="must be on devices"):
             comm.broadcast_coalesced([x.cpu()], [0, 1])
+
+
+STORAGES: tuple[Callable[[], Any], ...] = (
+    lambda: torch.UntypedStorage(4, device="cuda"),
+    lambda: torch.UntypedStorage([1, 2], device=torch.device("cuda", 1)),
+    lambda: torch.TypedStorage(4, dtype=torch.float32, device="cuda:1"),
+    lambda: torch.UntypedStorage(4).cuda(),
+    lambda: torch.UntypedStorage(4).to(device="cuda"),
+    lambda: torch.FloatStorage(4).cuda(1),
+)
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("make", STORAGES)
+def test_a_storage_without_a_tensor_is_refused(make: Callable[[], Any]) -> None:
+    with VirtualGPUs("2x1GiB"):
+        with pytest.raises(NotImplementedError, match=r"^Virtual GPUs have no torch.UntypedStor"):
+            make()
+        # what is advised, and storages of the CPU and of a tensor
+        assert torch.empty(4, dtype=torch.uint8, device="cuda").untyped_storage().nbytes() == 4
+        assert torch.UntypedStorage(4, device="cpu").nbytes() == 4
+        assert torch.UntypedStorage(4).clone().nbytes() == 4
+    with pytest.raises((RuntimeError, AssertionError)):  # PyTorch's own words again
+        torch.UntypedStorage(4, device="cuda")
+    assert torch.UntypedStorage(4, device="meta").device.type == "meta"
+
+
+def test_a_lazy_module_is_made_on_the_cpu_and_moved() -> None:
+    with VirtualGPUs("2x1GiB"):
+        for make in (nn.LazyLinear, nn.LazyConv1d):
+            with pytest.raises(NotImplementedError, match=r'move it with .to\("cuda"\)'):
+                make(3, **({} if make is nn.LazyLinear else {"kernel_size": 1}), device="cuda")
+        with torch.device("cuda"), pytest.raises(NotImplementedError, match="lazy module"):
+            nn.LazyBatchNorm1d()
+        moved = nn.LazyLinear(3).to("cuda")
+        assert moved(torch.ones(1, 2, device="cuda")).device.index == 0
+    assert nn.LazyLinear(3)(torch.ones(1, 2)).shape == (1, 3)
