@@ -79,7 +79,7 @@ def test_it_is_not_quantised():
     known = described()
     for kind in ("8bit", "4bit"):
         options = PlacementOptions(quantize=kind, context=4000)
-        with pytest.raises(OptionError, match="layers of tiny cannot be quantised"):
+        with pytest.raises(OptionError, match="tiny, whose layers cannot be quantised"):
             decide(known, options, parse_gpus("1x16GiB"))
 
 
