@@ -254,7 +254,7 @@ def _read_group(part: str, unit: str, text: str) -> tuple[_Group, str]:
     """
     match = _COUNT_LAST.fullmatch(part)
     if match is not None and _is_readable(meant := f"{match['count']}x{match['name'].strip()}"):
-        raise GPUDescriptionError(_unread(part, text), f'Did you mean "{meant}"?')
+        raise GPUDescriptionError(f"Cannot read {_within(part, text)}.", f'Did you mean "{meant}"?')
     return _read_counted(part, unit, text)
 
 
@@ -272,7 +272,7 @@ def _read_counted(part: str, unit: str, text: str) -> tuple[_Group, str]:
         if named is not None:
             return named, unit
     if match is None:
-        raise GPUDescriptionError(_unread(part, text), _meant(part))
+        raise GPUDescriptionError(f"Cannot read {_within(part, text)}.", _meant(part))
     unit = match["unit"] or unit
     if not unit:
         if match["name"] is None:
@@ -334,8 +334,8 @@ def _is_readable(part: str) -> bool:
     return 0 < group.count <= MAX_GPUS and group.size > 0
 
 
-def _unread(part: str, text: str) -> str:
-    return f"Cannot read {part!r}." if part == text else f"Cannot read {part!r} in {text!r}."
+def _within(part: str, text: str) -> str:
+    return repr(part) if part == text else f"{part!r} in {text!r}"
 
 
 def _meant(part: str) -> str:
