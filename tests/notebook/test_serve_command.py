@@ -103,6 +103,24 @@ def test_print_says_what_works_on_another_machine(run, line, said):
     assert said in f" {run(f'%glm4v serve {line} --print')}"
 
 
+def test_print_refuses_what_our_own_server_would(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("%glm4v plan GLM-4V-9B --gpus 4x16GiB --save plan.json")
+    for line, said in (
+        ("GLM-4.6V-Flash --gpus 1x8GiB", "GLM-4.6V-Flash does not fit on"),
+        ("demo --map plan.json", "The plan is of another model than demo: it says GLM-4V-9B."),
+        ("GLM-4V-9B --map plan.json --gpus 1x16GiB", "GPU"),
+    ):
+        assert said in run(f"%glm4v serve {line} --engine own --print", fails=True)
+    for line in (
+        "GLM-4V-9B --map plan.json",
+        "GLM-4.6V-Flash --gpus 2x24GiB",
+        "someone/else --gpus 1x8GiB",  # of the other machine
+        "GLM-4V-9B --map there.json --gpus 1x16GiB",
+    ):
+        assert "glm4v_magic.server" in run(f"%glm4v serve {line} --engine own --print")
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

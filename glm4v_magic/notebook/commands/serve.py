@@ -19,6 +19,8 @@ from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.model import Architecture, Sized
 from glm4v_magic.core.model_shape import ModelShape
 from glm4v_magic.core.options import PlacementFields, Serving, check, of_command, of_group
+from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.server_address import is_address
 from glm4v_magic.core.typed_options import flags_of, typed
 from glm4v_magic.core.wording import printable
@@ -34,6 +36,10 @@ from glm4v_magic.notebook.launched import LaunchedServer
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.own_options import OWN
 from glm4v_magic.notebook.render.progress import line_bundle
+from glm4v_magic.outside import expanded, is_file
+from glm4v_magic.planning.decision import decide
+from glm4v_magic.planning.files import read_given
+from glm4v_magic.planning.followed import planned_gpus
 
 __all__ = ["serve"]
 
@@ -177,6 +183,7 @@ def _command(engine: str, model: str, arguments: Namespace, here: _Place) -> Eng
     given = placement_options(arguments)
     options = as_options(given)
     if engine == "own":
+        _refuse_as_the_server_would(model, arguments, options)
         own = option_words(options)
         for option in of_command("serve"):
             value = getattr(arguments, option.name)
@@ -209,6 +216,32 @@ def _command(engine: str, model: str, arguments: Namespace, here: _Place) -> Eng
         options = replace(options, gpus=None)
         wanted = with_gpus(engine, wanted, sizes, options, gpus, cpu_here())
     return command_of(engine, wanted)
+
+
+def _refuse_as_the_server_would(
+    model: str, arguments: Namespace, options: PlacementOptions
+) -> None:
+    """Raise what our own server says of GPUs that are described, or of a plan, when it starts.
+
+    What is not here, such as files of another machine, is left to it.
+    """
+    word = arguments.device_map
+    is_here = word is not None and is_file(expanded(word))
+    given = read_given(word) if is_here else None
+    if options.gpus is not None:
+        gpus = parse_gpus(options.gpus)
+    elif isinstance(given, Plan):
+        gpus = planned_gpus(given)
+    else:
+        return
+    if given is None and word is not None:
+        return
+    made_of = {name: getattr(arguments, name) for name in ("revision", "base", "lora")}
+    try:
+        found = architecture(model, **made_of)
+    except CheckpointError:
+        return
+    decide(found, replace(options, gpus=None), gpus, given, loads=False, cpu=cpu_here())
 
 
 @dataclass(frozen=True, slots=True)
