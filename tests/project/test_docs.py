@@ -253,7 +253,7 @@ def test_a_message_is_found_on_the_page_of_messages():
     found = [(MESSAGES["pattern"](each), each) for each in MESSAGES["messages"]()]
     for make, words, hint in (
         (lambda: to_image("nope.png", source="nope.png"), ": no such file", ""),
-        (lambda: parse_gpus("4x"), "", "4x16GiB"),
+        (lambda: parse_gpus("24GiB@fast"), "bandwidth", "24GiB@936GB/s"),
         (lambda: architecture("glm-5v"), "", ""),
         (lambda: to_image(str(NOTEBOOKS), source="notebooks"), "folder", "--over"),
     ):
