@@ -92,6 +92,7 @@ ELSEWHERE = {
     "image_too_large_for_server": "engines/test_server_engine.py",
     "interrupted_after_the_answer": "session/test_session_chats.py",
     "load_interrupted": "session/test_load_beside.py",
+    "other_cluster": "engines/test_replicas_shut_down.py",
     "fresh_rows_interrupted": "notebook/test_over.py",
     "fewer_frames": "notebook/test_video_cell.py",
     "name_column": "notebook/test_over.py",
