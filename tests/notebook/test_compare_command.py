@@ -102,6 +102,16 @@ def test_a_variable_holds_what_is_compared(tiny, run, shell):
     said = ask(run, "--compare ways")
     assert str(tiny) in said
     assert [*shell.user_ns["_"].columns[1].choices] == ["ja", "no"]
+    shell.user_ns["ways"] += [{"temperature": 0}]
+    ask(run, "--compare ways[1:]")
+    assert [each.name for each in shell.user_ns["_"].columns][1:] == ["temperature=0"]
+
+
+def test_settings_stand_between_the_commas_of_any_keyboard(tiny, run, shell):
+    for comma in ",，、":
+        ask(run, f"--compare 'temperature=1{comma}max-tokens=1' --seed 3")
+        names = [each.name for each in shell.user_ns["_"].columns]
+        assert names == ["temperature=1", "max_tokens=1"]
 
 
 def test_a_cell_whose_columns_all_failed_fails(tiny, run, shell):

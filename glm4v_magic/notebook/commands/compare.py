@@ -16,6 +16,7 @@ from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.typed_options import as_typed, flags_of, read_text
 from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.images import SourcedImage
+from glm4v_magic.images.words import is_lookup, looked_up
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.question import form_asked, sampling_of
 from glm4v_magic.notebook.live.columns import columns_for
@@ -117,10 +118,16 @@ def _keep(context: Context, result: object, name: str | None) -> None:
 
 
 def _settings(word: str, names: Mapping[str, Any]) -> object:
-    """Return what is compared: the list in a variable, or ``demo,http://... temperature=1``."""
+    """Return what is compared: the list in a variable, or ``demo,http://... temperature=1``.
+
+    A part of such a list is one, too: ``settings[:2]``.
+    """
     if word in names:
         return names[word]
-    return [_setting(each.strip(), names) for each in word.split(",")]
+    if is_lookup(word, names) and isinstance(found := looked_up(word, names), list | tuple):
+        return found
+    comma = "," if "," in word else "[，、]"
+    return [_setting(each.strip(), names) for each in re.split(comma, word)]
 
 
 def _setting(text: str, names: Mapping[str, Any]) -> dict[str, Any]:
