@@ -23,7 +23,7 @@ from glm4v_magic.server.deadlines import IDLE_SECONDS, Impatient
 from glm4v_magic.server.worker import Worker
 from glm4v_magic.session.session import Session
 
-__all__ = ["Server"]
+__all__ = ["STOP_SECONDS", "Server"]
 
 _log = logging.getLogger("uvicorn.error")
 
@@ -32,7 +32,7 @@ _LONGEST_HOST = 80  # characters of it in a message
 _ACCEPTED = 32  # of them in a turn of the loop; one that is cut stays open for some turns more
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _QUIET_SECONDS = 60.0  # after a line that connections cannot be accepted
-_STOP_SECONDS = 3  # that a client has to read the last of its answer when the server stops
+STOP_SECONDS = 3  # that a client has to read the last of its answer when the server stops
 
 
 class Server:
@@ -92,7 +92,7 @@ class Server:
             proxy_headers=False,
             server_header=False,
             headers=[("Server", f"glm4v_magic/{version('glm4v_magic')}")],
-            timeout_graceful_shutdown=_STOP_SECONDS,
+            timeout_graceful_shutdown=STOP_SECONDS,
             log_config=_logging(),
         )
         self._uvicorn = _Uvicorn(config, self._worker)

@@ -337,7 +337,7 @@ class TestTheEnd:
             time.sleep(0.5)
             return real(*content, **terms)
 
-        monkeypatch.setattr(listening, "_STOP_SECONDS", 0.05)
+        monkeypatch.setattr(listening, "STOP_SECONDS", 0.05)
         monkeypatch.setattr(app, "read_question", slow)
         with watched(tiny_model, monkeypatch) as (server, _), ThreadPoolExecutor() as pool:
             asked = pool.submit(ask, server, question())
