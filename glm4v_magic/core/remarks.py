@@ -9,9 +9,10 @@ A template is that of `str.format`, and its fields are the names of the values::
     'Choose one: served_model="NAME".'
 
 A value is a number or a text, another remark, or several remarks: ``{ways}`` makes of those
-"a, b or c", ``{ways:numbered}`` "(1) a; (2) b; (3) c". Where front ends differ only in how an
-option is written or what is restarted, the template is in `COMMON`: ``{option:offload}`` is each
-one's own spelling, ``{both:quantize=4bit,offload}`` that of several which go together,
+"a, b or c", ``{ways:numbered}`` "(1) a; (2) b; (3) c", ``{reasons:listed}`` "a; b; c". Where
+front ends differ only in how an option is written or what is restarted, the template is in
+`COMMON`: ``{option:offload}`` is each one's own spelling, ``{both:quantize=4bit,offload}`` that of
+several which go together,
 ``{named:offload}`` that of the name alone, and ``{process}`` is "the kernel", "Python" or "the
 server".
 
@@ -108,6 +109,8 @@ class _Ways:
     def __format__(self, spec: str) -> str:
         if spec == "numbered":
             return "; ".join(f"({number}) {text}" for number, text in enumerate(self._texts, 1))
+        if spec == "listed":
+            return "; ".join(self._texts)
         *before, last = self._texts
         return f"{', '.join(before)} or {last}" if before else last
 
@@ -322,6 +325,8 @@ COMMON: Mapping[str, str] = {
     "not_of_a_server": "Only served_model and timeout go with an address.",
     "port_not_usable": "Choose another port; 0 is any free one.",
     "ways_out": "Ways out: {ways:numbered}.",
+    "some_ways_out": "Ways out: {ways:numbered}. But {reasons:listed}.",
+    "no_way_out": "It takes more GPU memory: {reasons:listed}.",
     "no_context_fits": "no shorter context fits",
     "no_shorter_context_fits": ("no shorter context fits, the weights alone are {weights}"),
     "four_bit_still_short": (
@@ -330,6 +335,9 @@ COMMON: Mapping[str, str] = {
     "four_bit_and_offloading_fit": (
         "4-bit weights ({size} instead of {before}), {away} of them offloaded to "
         "host memory, fit ({both:quantize=4bit,offload}; fullest GPU {fullness})"
+    ),
+    "four_bit_weights_fit": (
+        "4-bit weights ({size} instead of {before}) fit ({option:quantize=4bit})"
     ),
     "four_bit_does_not_fit": ("4-bit weights ({size} instead of {before}) do not fit either"),
     "offloading_does_not_fit": (

@@ -10,22 +10,25 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from glm4v_magic.core.errors import DoesNotFitError, OptionError
 from glm4v_magic.core.gpu_spec import ANY_CPU, CPU, GPU
 from glm4v_magic.core.model import Sized
+from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.plan import Plan
-from glm4v_magic.core.remarks import Remark
+from glm4v_magic.core.remarks import Remark, remark
 from glm4v_magic.core.stage import Stage
-from glm4v_magic.core.wording import counted, sized
+from glm4v_magic.core.wording import counted, one_unit, sized
+from glm4v_magic.planning.costs import price
 from glm4v_magic.planning.decision import make_plan
 from glm4v_magic.planning.held import least_context, longest_context
 from glm4v_magic.planning.precision import precision
 from glm4v_magic.planning.shared import shared_bytes
+from glm4v_magic.planning.shortfall import refused
 
 __all__ = ["EngineCommand", "Wanted", "command_of", "with_gpus"]
 
@@ -39,10 +42,11 @@ _EQUAL = 0.05  # GPUs whose sizes differ by less than this share are alike
 _FILLED = 0.9
 """Share of a GPU that engines fill by default (``--gpu-memory-utilization`` of vLLM)."""
 _NOT_THEIRS = {
-    "vllm": ("eight_bit_fits", "four_bit_and_offloading_fit", "offloading"),
+    "vllm": ("eight_bit_fits", "four_bit_fits", "four_bit_and_offloading_fit", "offloading"),
     "sglang": ("eight_bit_fits", "four_bit", "offloading"),
 }
-"""Beginnings of the codes of ways out that an engine does not have."""
+"""Beginnings of the codes of what an engine does not have, or has in another way than our own."""
+_OF_CONTEXT = ("no_context_fits", "no_shorter_context_fits", "shorter_context_fits")
 _TITLES = {"vllm": "vLLM", "sglang": "SGLang"}
 _ROWS = ("intermediate_size", "moe_intermediate_size", "ffn_hidden_size")
 _OLD = "ChatGLMModel"
@@ -256,7 +260,9 @@ def with_gpus(
         enough = [count for count in counts if need(count, shortest) <= room]
     if not enough:
         if refusal is not None:
-            raise _refused(engine, refusal)
+            shorter = _shorter(shortest, room, counts, need)
+            four_bit = _four_bit(engine, wanted, model, options, gpus, cpu, work)
+            raise _refused(engine, refusal, shorter, four_bit)
         return replace(wanted, plan=plan, context=_kept(plan, options), dtype=work.dtype)
     count, context = enough[0], options.context
     longest = shape.max_context
@@ -288,17 +294,77 @@ def _alike(used: Sequence[Stage], stages: Sequence[Stage]) -> list[Stage]:
     return [*used, *(e for e in idle if (e.capacity_bytes or 0) >= (1 - _EQUAL) * max(sizes))]
 
 
-def _refused(engine: str, error: DoesNotFitError) -> DoesNotFitError:
-    """Return the refusal of a plan without the ways out that an engine does not have."""
-    ways = error.values.get("ways")
-    if not isinstance(ways, tuple):
-        return error
-    theirs = tuple(
-        way
-        for way in ways
-        if not (isinstance(way, Remark) and way.code.startswith(_NOT_THEIRS[engine]))
+def _refused(
+    engine: str, error: DoesNotFitError, shorter: Remark | None, four_bit: Remark | None
+) -> DoesNotFitError:
+    """Return the refusal of a plan with what an engine has instead of our own ways out."""
+    named: list[Any] = [each for name in ("ways", "reasons") for each in _several(error, name)]
+    ours = [each.values["context"] for each in named if each.code == "shorter_context_fits"]
+    if shorter is not None and ours and ours[0] >= shorter.values["context"]:
+        shorter = None
+    left = _NOT_THEIRS[engine]
+    left += () if shorter is None else _OF_CONTEXT
+    left += () if four_bit is None else ("four_bit",)
+    ways = [each for each in named if not each.code.startswith(left)]
+    ways = [each for each in (shorter, *ways, four_bit) if each is not None]
+    return refused(error.what, ways) if ways else error
+
+
+def _several(error: DoesNotFitError, name: str) -> tuple[Any, ...]:
+    found = error.values.get(name, ())
+    return found if isinstance(found, tuple) else ()
+
+
+def _shorter(
+    context: int, room: float, counts: Sequence[int], need: Callable[[int, int], int]
+) -> Remark | None:
+    """Return the longest context for which an engine has room where it divides every layer."""
+
+    def least(length: int) -> int | None:
+        try:
+            return min((need(count, length) for count in counts), default=None)
+        except OptionError:  # too short for the images
+            return None
+
+    def holds(length: int) -> bool | None:
+        size = least(length)
+        return None if size is None else size <= room
+
+    longest = longest_context(0, context, holds)
+    size = least(longest) if longest else None
+    if size is None or size > room:
+        return None
+    fullness = f"{size / room * _FILLED:.0%}"
+    return remark("shorter_context_fits", context=longest, fullness=fullness)
+
+
+def _four_bit(
+    engine: str,
+    wanted: Wanted,
+    model: Sized,
+    options: PlacementOptions,
+    gpus: Sequence[GPU],
+    cpu: CPU,
+    work: Workload,
+) -> Remark | None:
+    """Return that weights in 4 bit fit, if the engine makes them and they do."""
+    if engine != "vllm" or options.quantize is not None or not model.shape().quantizable:
+        return None
+    try:
+        smaller = replace(options, quantize="4bit")
+        command_of(
+            engine,
+            with_gpus(engine, replace(wanted, quantize="4bit"), model, smaller, gpus, cpu),
+        )
+    except (DoesNotFitError, OptionError):
+        return None
+    size, before = one_unit(
+        *(
+            sum(unit.weight_bytes for unit in price(model.shape(), each))
+            for each in (replace(work, quantize="4bit"), work)
+        )
     )
-    return DoesNotFitError(error.what, code="ways_out", ways=theirs)
+    return remark("four_bit_weights_fit", size=size, before=before)
 
 
 def _split(wanted: Wanted, engine: str) -> tuple[dict[str, str], int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -23,9 +24,19 @@ from glm4v_magic.planning.search import (
 )
 from glm4v_magic.planning.seen import image_size_of
 
-__all__ = ["does_not_fit"]
+__all__ = ["does_not_fit", "refused"]
 
 _CONTEXT_STEP = 256
+_NO_WAYS = frozenset(
+    {
+        "no_context_fits",
+        "no_shorter_context_fits",
+        "four_bit_still_short",
+        "four_bit_does_not_fit",
+        "offloading_does_not_fit",
+    }
+)
+"""Codes of what was tried and does not help."""
 
 
 def does_not_fit(
@@ -53,7 +64,18 @@ def does_not_fit(
         f"{sized(capacity)}, so {sized(needed - capacity)} are short."
     )
     ways = (_shorter_context(task, offload, image_size), *_quantised(task), _offload(task, offload))
-    return DoesNotFitError(what, code="ways_out", ways=ways)
+    return refused(what, ways)
+
+
+def refused(what: str, tried: Sequence[Remark]) -> DoesNotFitError:
+    """Return the error that numbers what helps, and says behind it what does not."""
+    ways = tuple(each for each in tried if each.code not in _NO_WAYS)
+    reasons = tuple(each for each in tried if each.code in _NO_WAYS)
+    if not ways:
+        return DoesNotFitError(what, code="no_way_out", reasons=reasons)
+    if not reasons:
+        return DoesNotFitError(what, code="ways_out", ways=ways)
+    return DoesNotFitError(what, code="some_ways_out", ways=ways, reasons=reasons)
 
 
 def _gpus(task: Task) -> str:

@@ -202,9 +202,54 @@ def test_a_refusal_has_no_ways_that_an_engine_does_not_have():
     for engine in FLAGS:
         with pytest.raises(DoesNotFitError, match=r"does not fit on 15\.52 GiB") as caught:
             command(engine, "GLM-4.1V-9B-Thinking", "1x16GiB")
-        assert "Ways out: (1) no shorter context fits, the weights alone are" in str(caught.value)
+        assert "no shorter context fits, the weights alone are 19.17 GiB." in str(caught.value)
         assert "offload" not in str(caught.value)
         assert "8bit" not in str(caught.value)
+    assert "It takes more GPU memory: no" in str(caught.value)  # SGLang's
+    assert command(engine, "GLM-4.1V-9B-Thinking", "1x32GiB").words
+
+
+@pytest.mark.parametrize(
+    ("model", "gpus", "options", "codes"),
+    [
+        ("GLM-4.1V-9B-Thinking", "1x16GiB", {}, {"four_bit_weights_fit"}),
+        ("GLM-4V-9B", "1x20GiB", {"context": None}, {"four_bit_weights_fit"}),
+        ("GLM-4.6V-Flash", "2x7GiB", {}, {"four_bit_weights_fit"}),  # divided
+        (
+            "GLM-4.1V-9B-Thinking", "1x24GiB", {"context": 65536},
+            {"shorter_context_fits", "four_bit_weights_fit"},
+        ),
+        ("GLM-4.5V", "4x64GiB", {"context": 65536}, {"shorter_context_fits"}),
+        ("GLM-4.1V-9B-Thinking", "1x8GiB", {}, set()),
+        ("GLM-4.1V-9B-Thinking", "1x13GiB", {"quantize": "4bit", "context": 65536},
+         {"shorter_context_fits"}),
+        ("GLM-4.5V", "2x40GiB", {}, set()),
+    ],
+)  # fmt: skip
+def test_every_way_out_of_vllm_can_be_taken(model, gpus, options, codes):
+    with pytest.raises(DoesNotFitError) as caught:
+        command("vllm", model, gpus, **options)
+    said, ways = str(caught.value), caught.value.values.get("ways", ())
+    assert {each.code for each in ways} == codes
+    assert said.count("(1)") == bool(codes)
+    for each in ways:
+        taken = (
+            {"quantize": "4bit"}
+            if each.code == "four_bit_weights_fit"
+            else {"context": each.values["context"]}
+        )
+        given = {**options, **taken}
+        values = read("vllm", command("vllm", model, gpus, **given).words)
+        quantised = "bitsandbytes" if "quantize" in given else None
+        assert values.get("quantization") == quantised
+        if "context" in taken:
+            assert values["max_model_len"] == taken["context"]
+            longer = {**options, "context": taken["context"] + 512}
+            with pytest.raises(DoesNotFitError):
+                command("vllm", model, gpus, **longer)
+    if "four_bit_weights_fit" not in codes and "quantize" not in options:
+        with pytest.raises(DoesNotFitError):
+            command("vllm", model, gpus, **options, quantize="4bit")
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

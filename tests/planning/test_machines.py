@@ -130,11 +130,11 @@ def test_what_no_machine_could_hold_is_refused_as_a_plan_is(model, work, said):
     [
         ("GLM-4.6V-Flash", {"gpus": "2x16GiB", "batch": 8}, "(1) a context of 3,840 fits "),
         ("GLM-5.3-Flash", {"gpus": "16x80GiB"}, "(1) a context of 5,632 fits "),
-        ("GLM-5.3-Flash", {"gpus": "8x80GiB"}, "(1) no shorter context fits;"),
+        ("GLM-5.3-Flash", {"gpus": "8x80GiB"}, ". But no shorter context fits."),
         # These keep the weights in FP8.
         ("GLM-5.3-Flash", {"gpus": "8xH100"}, "(1) a context of 5,376 fits "),
         ("GLM-4.6V-Flash", {"gpus": "2x16GiB", "image_size": 2000, "batch": 8},
-         "(1) no shorter context fits;"),
+         "no shorter context fits."),
     ],
 )  # fmt: skip
 def test_a_shorter_context_has_smaller_images_unless_their_size_was_asked_for(name, work, said):

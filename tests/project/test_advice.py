@@ -118,6 +118,7 @@ ELSEWHERE = {
     "too_many_images": "notebook/test_over.py",
     "trace_interrupted": "inspect/test_tracing.py",
     "folder_of_images": "notebook/test_over.py",
+    "four_bit_weights_fit": "notebook/test_engine_flags.py",
 }
 """Codes that are no matter of placement, and the tests that do what they say."""
 
@@ -135,7 +136,10 @@ FACTS = {
 }  # fmt: skip
 """Codes that say how it is, and advise nothing."""
 
-FRAMES = {"answering_ran_out", "loading_ran_out", "of_option", "ran_out_within_answer", "ways_out"}
+FRAMES = {
+    "answering_ran_out", "loading_ran_out", "of_option", "ran_out_within_answer", "some_ways_out",
+    "ways_out",
+}  # fmt: skip
 """Codes whose advice is that of others."""
 
 OUTSIDE = {
@@ -228,12 +232,17 @@ def ways_work(model: Any, given: dict[str, Any]) -> set[str]:
     for way in written:
         taken = make_plan(model, PlacementOptions(**{**given, **way}))
         assert taken.fullness <= 1, (given, way)
-    ways = refusal.values.get("ways", ())
-    named = {each.code for each in ways} - FACTS
+    named = {each.code for each in refusal.values.get("ways", ())}
+    assert not named & FACTS, "what does not help is numbered as a way out"
     assert len(named) == len(written), "a way out that names no option"
-    for way in ways:
-        if way.code in FACTS:
-            assert_hopeless(model, given, way.code)
+    for reason in refusal.values.get("reasons", ()):
+        assert reason.code in FACTS
+        assert_hopeless(model, given, reason.code)
+    if not named:
+        assert "It takes more GPU memory: " in str(refusal)
+        enough = replace(PlacementOptions(**given), gpus="8x400GiB")
+        assert make_plan(model, enough).fullness <= 1
+        NOT_HELPED.append(given)
     return named
 
 
@@ -256,7 +265,11 @@ PLANNER = {
 }  # fmt: skip
 
 
-@takes(*PLANNER)
+NOT_HELPED: list[dict[str, Any]] = []
+"""What was asked for where no option helps, and more memory of GPUs does."""
+
+
+@takes(*PLANNER, "no_way_out")
 def test_ways_out_of_a_plan_that_does_not_fit():
     scenes = [
         {"gpus": "2x15GiB"},
@@ -266,9 +279,11 @@ def test_ways_out_of_a_plan_that_does_not_fit():
         {"gpus": "2x8GiB"},
         {"gpus": "1x11GiB", "offload": True},
         {"gpus": "1x9GiB", "quantize": "4bit"},
+        {"gpus": "1x2GiB", "quantize": "4bit", "offload": True},
     ]
     seen = set().union(*(ways_work(NINE_B, {"images": 1, **scene}) for scene in scenes))
     assert seen == PLANNER
+    assert {"images": 1, **scenes[-1]} in NOT_HELPED
 
 
 @pytest.mark.parametrize("name", ["GLM-4V-9B", "GLM-4.1V-9B-Thinking", "GLM-4.5V"])
