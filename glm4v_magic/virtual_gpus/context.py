@@ -27,6 +27,7 @@ from glm4v_magic.virtual_gpus.modes import (
     torch_function_checks,
     virtual_devices,
 )
+from glm4v_magic.virtual_gpus.nested import nested_makers
 from glm4v_magic.virtual_gpus.package import (
     GPU,
     MAX_GPUS,
@@ -158,6 +159,7 @@ class VirtualGPUs:
             undo.enter_context(_replaced(torch._C, inner_functions()))
             undo.enter_context(_replaced(torch, exporters()))
             undo.enter_context(_replaced(torch.utils.dlpack, exporters()))
+            undo.enter_context(_replaced(torch.nested, nested_makers()))
             undo.enter_context(_replaced(torch.accelerator, self._facade.accelerator_functions()))
             undo.enter_context(_replaced(torch.cuda.amp.common, {_NO_AMP: lambda: False}))
             undo.enter_context(_replaced(torch, _IN_TORCH))

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glm4v_magic.virtual_gpus.generators import DefaultGenerator, check_generator
+from glm4v_magic.virtual_gpus.nested import refuse_jagged
 from glm4v_magic.virtual_gpus.old_types import device_and_dtype
 from glm4v_magic.virtual_gpus.recurrent import CELLS, LAYERS
 from glm4v_magic.virtual_gpus.rules import is_implicit, lazy_views
@@ -201,6 +202,8 @@ class _FunctionMode(TorchFunctionMode):
         place = _PLACE_OF_DEVICE.get(getattr(func, "__name__", ""), len(args))
         if place < len(args) and _is_device(args[place]):
             args = (*args[:place], self._device(args[place]), *args[place + 1 :])
+        if func is torch.Tensor.to:
+            refuse_jagged(args, kwargs)
         if kwargs.get("pin_memory"):
             return self._pinned_factory(func, args, kwargs)
         return func(*args, **kwargs)
@@ -218,7 +221,9 @@ class _FunctionMode(TorchFunctionMode):
 
     def _cuda(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         device = args[1] if len(args) > 1 else kwargs.get("device")
-        return args[0].to(self._device("cuda" if device is None else device))
+        place = self._device("cuda" if device is None else device)
+        refuse_jagged((args[0], place), {})
+        return args[0].to(place)
 
     def _set_data(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``tensor.data = value`` may move a tensor to another device, in place."""

@@ -251,6 +251,39 @@ def test_a_storage_without_a_tensor_is_refused(make: Callable[[], Any]) -> None:
     assert torch.UntypedStorage(4, device="meta").device.type == "meta"
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_strided_and_jagged_ones_are_refused() -> None:
+    rows = [torch.arange(6.0).view(2, 3), torch.ones(4, 3)]
+    nested = torch.nested
+    before = nested.nested_tensor
+    with VirtualGPUs("2x1GiB"):
+        on_gpu = [row.cuda() for row in rows]
+        offsets = torch.tensor([0, 2, 6], device="cuda")
+        for make in (
+            lambda: nested.nested_tensor(rows, device="cuda", layout=torch.jagged),
+            lambda: nested.nested_tensor(on_gpu, layout=torch.jagged),
+            lambda: nested.as_nested_tensor(on_gpu, layout=torch.jagged),
+            lambda: nested.nested_tensor_from_jagged(torch.cat(on_gpu), offsets),
+            lambda: nested.nested_tensor(rows, layout=torch.jagged).to("cuda"),
+            lambda: nested.nested_tensor(rows, layout=torch.jagged).cuda(1),
+        ):
+            with pytest.raises(NotImplementedError, match=r"^Virtual GPUs have no .*torch.jagged"):
+                make()
+        padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        assert padded.cuda().device.index == 0
+        for made in (
+            nested.nested_tensor(rows, device="cuda"),
+            nested.nested_tensor([row.tolist() for row in rows], device="cuda"),
+            nested.nested_tensor(on_gpu),
+            nested.as_nested_tensor(on_gpu),
+            nested.nested_tensor(rows).to("cuda"),
+        ):
+            assert made.device == torch.device("cuda", 0)
+            assert torch.equal(nested.to_padded_tensor(made, 0).cpu(), padded)
+        assert nested.nested_tensor(rows).is_nested  # on the CPU
+    assert nested.nested_tensor is before
+
+
 def test_a_lazy_module_is_made_on_the_cpu_and_moved() -> None:
     with VirtualGPUs("2x1GiB"):
         for make in (nn.LazyLinear, nn.LazyConv1d):
