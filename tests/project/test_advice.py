@@ -63,6 +63,7 @@ from glm4v_magic.session.session import Session
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
 PACKAGE = Path(glm4v_magic.__file__).parent
+TESTS = Path(__file__).parents[1]
 GIB = 2**30
 TINY = str(golden.CHECKPOINT)
 NINE_B = architecture("GLM-4V-9B")
@@ -82,45 +83,79 @@ def takes(*advice: str) -> Callable[[Any], Any]:
 
 
 ELSEWHERE = {
-    "adapter_twice": "checkpoints/test_adapters.py",
-    "all_rows_interrupted": "notebook/test_over.py",
-    "answer_interrupted": "session/test_session_chats.py",
-    "base_is_quantised": "checkpoints/test_adapters.py",
-    "base_not_here": "checkpoints/test_adapters.py",
-    "base_of_no_adapter": "checkpoints/test_adapters.py",
-    "chat_not_begun": "session/test_chats.py",
-    "image_too_large_for_server": "engines/test_server_engine.py",
-    "interrupted_after_the_answer": "session/test_session_chats.py",
-    "load_interrupted": "session/test_load_beside.py",
-    "other_cluster": "engines/test_replicas_shut_down.py",
-    "fresh_rows_interrupted": "notebook/test_over.py",
-    "fewer_frames": "notebook/test_video_cell.py",
-    "name_column": "notebook/test_over.py",
-    "no_row_answered": "mapping/test_batch.py",
-    "not_on_virtual_gpus": "checkpoints/test_quantised_before.py",
-    "of_cogvlm": "remote_code/test_patch.py",
-    "port_not_usable": "server/test_command.py",
-    "retry_interrupted": "session/test_session_chats.py",
-    "row_cut_off": "notebook/test_over_forms.py",
-    "rows_are_alike": "mapping/test_batch.py",
-    "comparison_interrupted": "notebook/test_compare_command.py",
-    "comparison_interrupted_without_room": "session/test_comparing.py",
-    "file_of_other_rows": "mapping/test_row_file.py",
-    "rows_not_saved": "mapping/test_row_file.py",
-    "rows_interrupted": "mapping/test_batch.py",
-    "server_cannot_carry_on": "engines/test_server_engine.py",
-    "server_cannot_think_on": "engines/test_server_engine.py",
-    "server_has_many_models": "engines/test_server_engine.py",
-    "server_has_no_model": "engines/test_server_engine.py",
-    "server_is_silent": "engines/test_server_engine.py",
-    "take_the_original": "checkpoints/test_quantised_before.py",
-    "thinking_cannot_go_on": "engines/test_server_engine.py",
-    "too_many_images": "notebook/test_over.py",
-    "trace_interrupted": "inspect/test_tracing.py",
-    "folder_of_images": "notebook/test_over.py",
-    "four_bit_weights_fit": "notebook/test_engine_flags.py",
+    "all_rows_interrupted": (
+        "notebook/test_over.py::test_an_interrupt_while_the_table_is_printed_loses_nothing"
+    ),
+    "answer_interrupted": (
+        "session/test_session_chats.py::test_where_an_interrupt_leaves_an_answer_is_said"
+    ),
+    "base_not_here": "checkpoints/test_adapters.py::test_doctor_says_the_whole_advice",
+    "chat_not_begun": "session/test_chats.py::test_unknown_chats_are_named_with_what_there_is",
+    "image_too_large_for_server": "engines/test_server_engine.py::test_a_status",
+    "interrupted_after_the_answer": (
+        "session/test_session_chats.py::test_where_an_interrupt_leaves_an_answer_is_said"
+    ),
+    "load_interrupted": (
+        "session/test_load_beside.py::"
+        "test_on_a_full_gpu_an_error_says_that_the_model_before_was_released"
+    ),
+    "other_cluster": (
+        "engines/test_replicas_shut_down.py::"
+        "test_a_ray_that_is_shut_down_is_told_of_and_each_way_out_works"
+    ),
+    "fresh_rows_interrupted": (
+        "notebook/test_over.py::test_an_interrupt_keeps_rows_and_the_cell_goes_on"
+    ),
+    "fewer_frames": (
+        "notebook/test_video_cell.py::test_a_clip_that_is_too_long_is_looked_at_less_often"
+    ),
+    "name_column": (
+        "notebook/test_over.py::test_what_concerns_every_row_is_refused_before_anything_runs"
+    ),
+    "not_on_virtual_gpus": (
+        "checkpoints/test_quantised_before.py::test_virtual_gpus_refuse_what_only_real_ones_hold"
+    ),
+    "of_cogvlm": "remote_code/test_patch.py::test_it_says_which_transformers_run_the_code",
+    "port_not_usable": (
+        "server/test_command.py::test_a_port_that_another_opens_while_the_model_loads"
+    ),
+    "retry_interrupted": (
+        "session/test_session_chats.py::test_where_an_interrupt_leaves_an_answer_is_said"
+    ),
+    "row_cut_off": "notebook/test_over_forms.py::test_an_answer_that_was_cut_off_says_so",
+    "comparison_interrupted": (
+        "notebook/test_compare_command.py::test_an_interrupt_keeps_what_was_said"
+    ),
+    "comparison_interrupted_without_room": (
+        "session/test_comparing.py::test_an_interrupt_without_room_says_what_is_away"
+    ),
+    "rows_not_saved": "mapping/test_row_file.py::test_a_full_disk_loses_nothing",
+    "server_cannot_carry_on": (
+        "engines/test_server_engine.py::"
+        "test_neither_does_every_server_carry_on_an_answer_without_thinking"
+    ),
+    "server_cannot_think_on": (
+        "engines/test_server_engine.py::test_a_server_that_does_not_carry_it_on_is_understood"
+    ),
+    "server_has_many_models": (
+        "engines/test_server_engine.py::test_our_own_server_serves_what_it_lists_and_no_other"
+    ),
+    "server_has_no_model": "engines/test_server_engine.py::test_what_is_no_such_server",
+    "server_is_silent": "engines/test_server_engine.py::test_a_list_that_does_not_come",
+    "take_the_original": (
+        "checkpoints/test_quantised_before.py::test_others_are_named_with_the_way_out"
+    ),
+    "thinking_cannot_go_on": "engines/test_server_engine.py::test_a_model_that_does_not_think",
+    "too_many_images": "notebook/test_over.py::test_a_failure_is_worded_for_a_cell",
+    "trace_interrupted": (
+        "inspect/test_tracing.py::test_the_model_is_as_before_whatever_ends_the_block"
+    ),
+    "folder_of_images": "notebook/test_over.py::test_a_failure_is_worded_for_a_cell",
+    "four_bit_weights_fit": (
+        "notebook/test_engine_flags.py::test_every_way_out_of_vllm_can_be_taken"
+    ),
 }
-"""Codes that are no matter of placement, and the tests that do what they say."""
+"""Codes that are no matter of placement, and the tests that do what they say and hold its words."""
 
 FACTS = {
     "bfloat16_on_cpu", "context_shortened",
@@ -156,47 +191,74 @@ ROOMS = (
 """Where sentences of advice are searched: whatever decides where a model goes, or runs it there."""
 
 SENTENCES_OF_OTHERS = {
-    'Different GPUs are joined by +: "{}".': "core/test_gpu_spec.py",
-    "Give one size for all.": "planning/test_machines.py",
-    "Install it with: pip install 'glm4v_magic[lora]'": "checkpoints/test_adapters.py",
-    "Move it elsewhere, or give another name.": "mapping/test_row_file.py",
+    'Different GPUs are joined by +: "{}".': (
+        "core/test_gpu_spec.py::test_gpus_that_are_not_joined_by_a_plus"
+    ),
+    "Give one size for all.": (
+        "planning/test_machines.py::test_sizes_for_gpus_one_by_one_are_refused"
+    ),
+    "Install it with: pip install 'glm4v_magic[lora]'": (
+        "checkpoints/test_adapters.py::"
+        "test_without_peft_the_extra_is_named_before_anything_is_released"
+    ),
+    "Move it elsewhere, or give another name.": (
+        "mapping/test_row_file.py::test_files_of_others_are_left_alone"
+    ),
+    "Its name ends in {}.": (
+        "mapping/test_row_file.py::"
+        "test_a_name_that_cannot_be_written_is_refused_before_anything_is_asked"
+    ),
+    "Leave the address out, or call ray.shutdown() first.": (
+        "engines/test_replicas.py::test_another_cluster_than_the_users"
+    ),
+    "To ask it: %glm4v load {}.": "notebook/test_serve_command.py::test_refusals",
+    "Load it again.": (
+        "session/test_load_forms.py::"
+        "test_a_model_whose_virtual_gpus_are_gone_says_so_and_can_be_loaded_again"
+    ),
+    "Use a GPU, or full weights.": (
+        "checkpoints/test_quantised_before.py::"
+        "test_sizes_that_the_cpu_does_not_compute_are_refused_before_anything_is_released"
+    ),
+    "A plan of ours keeps together what must be.": (
+        "dry_run/test_dry_run.py::test_what_would_not_run_is_raised_as_one_line"
+    ),
+    "This is a bug of the loader, not of the map; the model was not kept.": "",
+    "Leave them to others.": "",
+}
+"""Sentences that are no matter of placement, or ask for nothing that can be done here."""
+
+
+UNQUOTED = {
+    "Choose another (--port). To ask what is there: %glm4v load {}.": (
+        "notebook/test_serve_command.py"
+    ),
+    "Start it, or check host and port.": "engines/test_server_engine.py",
+    "The port is that of the head node, 6379 by default; 8265 is the dashboard's.": (
+        "engines/test_replicas.py"
+    ),
+    "adapter_twice": "checkpoints/test_adapters.py",
+    "base_is_quantised": "checkpoints/test_adapters.py",
+    "base_of_no_adapter": "checkpoints/test_adapters.py",
+    "no_row_answered": "mapping/test_batch.py",
+    "rows_are_alike": "mapping/test_batch.py",
+    "file_of_other_rows": "mapping/test_row_file.py",
+    "rows_interrupted": "mapping/test_batch.py",
     "Give another name, or wait for its end.": "mapping/test_row_file.py",
-    "Its name ends in {}.": "mapping/test_row_file.py",
     "Name a file that is to be written.": "mapping/test_row_file.py",
     "Make it first.": "mapping/test_row_file.py",
     "Install the same version on all machines.": "engines/test_replicas.py",
-    "Is it running there? Leave the address out to use this machine "
-    "alone.": "engines/test_replicas.py",
-    "Leave one of them out; cpu alone can be given.": "engines/test_replicas.py",
-    "Leave the address out, or call ray.shutdown() first.": "engines/test_replicas.py",
-    "Load it in 4 bit, or with a shorter context.": "engines/test_replicas.py",
-    "Wait for its other jobs.": "engines/test_replicas.py",
-    "Ask for fewer.": "engines/test_replicas.py",
-    "Ask for fewer, or for max.": "engines/test_replicas.py",
+    "Is it running there? Leave the address out to use this machine alone.": (
+        "engines/test_replicas.py"
+    ),
     "Ask for fewer replicas, or wait for those jobs.": "engines/test_replicas.py",
-    "Ray is started and joined with `ray start`; without an address it "
-    "runs here.": "engines/test_replicas.py",
-    "Give its host and port, such as 10.0.0.5:6379, from a machine of the "
-    "cluster; auto is the one that runs on this machine.": "engines/test_replicas.py",
-    "Describe fewer GPUs (--gpus), or take --engine own.": "notebook/test_serve_command.py",
     "Its log is above.": "notebook/test_serve_command.py",
-    "Leave --offload out, or take --engine own.": "notebook/test_serve_command.py",
-    "Leave --quantize out, or take --engine vllm or own.": "notebook/test_serve_command.py",
-    "Leave it out, or take --engine own.": "notebook/test_serve_command.py",
-    "Install 'vllm<0.28', leave --quantize out, or take --engine "
-    "own.": "notebook/test_serve_command.py",
-    "Take --engine vllm or own, or a newer model.": "notebook/test_serve_command.py",
-    "Take --quantize 4bit, or --engine own.": "notebook/test_serve_command.py",
-    "To ask it: %glm4v load {}.": "notebook/test_serve_command.py",
-    "Name one, such as 8001.": "notebook/test_serve_command.py",
-    "Load it again.": "session/test_load_forms.py",
+    "Install 'vllm<0.28', leave --quantize out, or take --engine own.": (
+        "notebook/test_serve_command.py"
+    ),
     "Shorten it, or start a new conversation.": "engines/test_decoding.py",
-    "Use a GPU, or full weights.": "checkpoints/test_quantised_before.py",
-    "This is a bug of the loader, not of the map; the model was not kept.": "",
-    "Leave them to others.": "",
-    "A plan of ours keeps together what must be.": "dry_run/test_dry_run.py",
 }
-"""Sentences that are no matter of placement, or ask for nothing that can be done here."""
+"""Advice that a file is about, while no test of it holds the words. Nothing new belongs here."""
 
 
 # The planner: whatever its refusals and notes name, as it is typed and as it is written in Python.
@@ -907,7 +969,7 @@ def test_the_faster_split_is_had_by_its_objective_and_speeds_by_telling_them():
 
 
 def test_every_code_is_taken_or_has_its_place():
-    placed = TAKEN | ELSEWHERE.keys() | FACTS | FRAMES | OUTSIDE
+    placed = TAKEN | ELSEWHERE.keys() | UNQUOTED.keys() | FACTS | FRAMES | OUTSIDE
     assert codes() - placed == set(), "advice without a test that takes it"
     assert (ELSEWHERE.keys() | FACTS | FRAMES | OUTSIDE) <= codes()
     assert not TAKEN & (ELSEWHERE.keys() | FACTS | FRAMES | OUTSIDE)
@@ -920,10 +982,66 @@ def test_what_is_no_advice_names_nothing_that_could_be_typed(code):
         assert not re.search(r"option:|%glm4v|--\w|session\.|\w+=\w", template)
 
 
-def test_the_tests_elsewhere_are_there():
-    folder = Path(__file__).parents[1]
-    named = {*ELSEWHERE.values(), *SENTENCES_OF_OTHERS.values()} - {""}
-    assert [name for name in named if not (folder / name).is_file()] == []
+def words_of(text: str) -> str:
+    """Return the words of a text alone, also of a regular expression, one space between them."""
+    return " ".join(re.findall(r"[\w']+|--[\w-]+", text.replace("\\", ""))).lower()
+
+
+def runs(text: str) -> set[str]:
+    """Return every three words in a row of a sentence, none across a value in it."""
+    found = set()
+    for part in re.split(r"\{[^}]*\}", text):
+        words = words_of(part).split()
+        found |= {" ".join(words[n : n + 3]) for n in range(max(len(words) - 2, len(words) == 2))}
+    return found
+
+
+def quoted_in(test: str) -> str:
+    """Return all text that a test holds, with that of its decorators; none if it is not there."""
+    file, _, name = test.partition("::")
+    tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
+    found = [each for each in ast.walk(tree) if getattr(each, "name", "") == name]
+    texts = [
+        each.value
+        for function in found
+        for each in ast.walk(function)
+        if isinstance(each, ast.Constant) and isinstance(each.value, str)
+    ]
+    return " ".join(texts)
+
+
+def sentences_of(code: str) -> list[str]:
+    tables = (COMMON, PYTHON.templates, CELL.templates, HTTP.templates)
+    return [table[code] for table in tables if code in table]
+
+
+def is_taken_in(advice: str, test: str) -> bool:
+    """Tell whether a test holds a code, or three words in a row of the sentence."""
+    quoted = quoted_in(test)
+    said = sentences_of(advice) or [advice]
+    return advice in quoted.split() or any(
+        run in words_of(quoted) for sentence in said for run in runs(sentence)
+    )
+
+
+ELSEWHERE_AND_OTHERS = {**ELSEWHERE, **SENTENCES_OF_OTHERS}
+
+
+@pytest.mark.parametrize("advice", [each for each, test in ELSEWHERE_AND_OTHERS.items() if test])
+def test_the_tests_elsewhere_hold_what_they_take(advice):
+    assert is_taken_in(advice, ELSEWHERE_AND_OTHERS[advice])
+
+
+def test_what_no_test_holds_is_on_one_list_alone():
+    assert not UNQUOTED.keys() & ELSEWHERE_AND_OTHERS.keys()
+    assert [name for name in UNQUOTED.values() if not (TESTS / name).is_file()] == []
+
+
+def test_a_test_that_is_not_there_or_about_something_else_takes_nothing():
+    here = "project/test_advice.py::"
+    assert is_taken_in("more_gpus", f"{here}test_more_gpus_or_a_plan_instead_of_a_map")
+    assert not is_taken_in("more_gpus", f"{here}test_what_a_dry_run_refuses_not")
+    assert not is_taken_in("Describe fewer GPUs (--gpus).", f"{here}test_less_is_kept")
 
 
 def sentences() -> Iterator[tuple[str, str]]:
@@ -964,7 +1082,7 @@ def sentence(node: ast.expr, fixed: dict[str, str]) -> str:
 def test_every_sentence_is_taken_or_has_its_place():
     found = dict(reversed(pair) for pair in sentences())
     missing = {text: where for text, where in found.items() if text not in TAKEN}
-    assert {t: w for t, w in missing.items() if t not in SENTENCES_OF_OTHERS} == {}
+    assert {t: w for t, w in missing.items() if t not in {**SENTENCES_OF_OTHERS, **UNQUOTED}} == {}
     assert len(found) > 15
     said = {text for text in TAKEN if " " in text}
     assert said <= found.keys(), "nobody says it any more"
