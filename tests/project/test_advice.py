@@ -225,11 +225,19 @@ SENTENCES_OF_OTHERS = {
     ),
     "This is a bug of the loader, not of the map; the model was not kept.": "",
     "Leave them to others.": "",
+    "There are none.": "",
 }
 """Sentences that are no matter of placement, or ask for nothing that can be done here."""
 
 
 UNQUOTED = {
+    "An iterator gives its items only once; make a list of them.": "mapping/test_batch.py",
+    "Define {} first. {}": "notebook/test_magics.py",
+    'For example: %glm4v {} cat.png "What is the cat doing?"': "notebook/test_magics.py",
+    "Models stand between commas, the settings of each behind it.": (
+        "notebook/test_compare_command.py"
+    ),
+    "There are model, {}.": "session/test_comparing.py",
     "Choose another (--port). To ask what is there: %glm4v load {}.": (
         "notebook/test_serve_command.py"
     ),
@@ -1062,9 +1070,22 @@ def sentences() -> Iterator[tuple[str, str]]:
                 name = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
                 place = 4 if name == "Finding" else 1
                 if (name in names or name == "Finding") and len(node.args) > place:
-                    text = sentence(node.args[place], fixed)
-                    if text:
-                        yield f"{file.relative_to(PACKAGE)}:{node.lineno}", text
+                    for given in choices(node.args[place]):
+                        text = sentence(given, fixed)
+                        if text:
+                            yield f"{file.relative_to(PACKAGE)}:{node.lineno}", text
+
+
+def choices(node: ast.expr) -> Iterator[ast.expr]:
+    """Yield what an expression may be: each side of ``x or y`` and of ``a if b else c``."""
+    if isinstance(node, ast.BoolOp):
+        for each in node.values:
+            yield from choices(each)
+    elif isinstance(node, ast.IfExp):
+        yield from choices(node.body)
+        yield from choices(node.orelse)
+    else:
+        yield node
 
 
 def sentence(node: ast.expr, fixed: dict[str, str]) -> str:

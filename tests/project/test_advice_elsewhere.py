@@ -222,6 +222,8 @@ SCENES |= {
 }  # fmt: skip
 
 CELLS |= {
+    'Quotes within it are of the other kind: "What\'s this?"': (
+        "%glm4v preview cat.png 'What's this?'", "%glm4v preview cat.png \"What's this?\""),
     "Leave --offload out, or take --engine own.": (
         "%glm4v serve GLM-4V-9B --engine vllm --gpus 1x16GiB --context 2048 --offload --print",
         "%glm4v serve GLM-4V-9B --engine vllm --gpus 1x40GiB --context 2048 --print\n"
