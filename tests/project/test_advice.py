@@ -231,12 +231,8 @@ SENTENCES_OF_OTHERS = {
 
 
 UNQUOTED = {
-    "An iterator gives its items only once; make a list of them.": "mapping/test_batch.py",
     "Define {} first. {}": "notebook/test_magics.py",
     'For example: %glm4v {} cat.png "What is the cat doing?"': "notebook/test_magics.py",
-    "Models stand between commas, the settings of each behind it.": (
-        "notebook/test_compare_command.py"
-    ),
     "There are model, {}.": "session/test_comparing.py",
     "Choose another (--port). To ask what is there: %glm4v load {}.": (
         "notebook/test_serve_command.py"

@@ -133,7 +133,15 @@ def replicas_on_the_cpu() -> None:
             replicas(cluster="nowhere", **options)
 
 
+def of_one_iterator() -> None:
+    once = iter(["a", "b"])
+    assert list(once) == ["a", "b"]
+    items_of(once, "once")
+
+
 SCENES |= {
+    "An iterator gives its items only once; make a list of them.": (
+        of_one_iterator, lambda: items_of(list(iter(["a", "b"])), "kept")),
     "Load it in 4 bit, or with a shorter context.": (
         lambda: seats_of(1, "1x16GiB"), lambda: seats_of(1, "1x16GiB", gib=12)),
     "Ask for fewer, or for max.": (
@@ -222,6 +230,9 @@ SCENES |= {
 }  # fmt: skip
 
 CELLS |= {
+    "Models stand between commas, the settings of each behind it.": (
+        '%%glm4v cat --compare "demo qqqqqq"\nWhat?',
+        '%%glm4v cat --compare "demo temperature=0,demo temperature=1" --max-tokens 2\nWhat?'),
     'Quotes within it are of the other kind: "What\'s this?"': (
         "%glm4v preview cat.png 'What's this?'", "%glm4v preview cat.png \"What's this?\""),
     "Leave --offload out, or take --engine own.": (
