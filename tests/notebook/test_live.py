@@ -74,13 +74,13 @@ def test_an_interrupt_while_the_head_is_drawn_comes_after_it(shell, interrupt, m
 
 @pytest.mark.parametrize(
     ("error", "said"),
-    [(KeyboardInterrupt, "Ray is still starting"), (RuntimeError, "Nothing was loaded.")],
+    [(KeyboardInterrupt, "PyTorch is still starting"), (RuntimeError, "Nothing was loaded.")],
 )
 def test_a_load_that_is_refused_leaves_no_word_of_a_start(shell, error, said):
     screen = NotebookScreen("demo")
     with capture_output() as captured, contextlib.suppress(error):
         try:
-            screen.starting("Ray")
+            screen.starting("PyTorch")
             raise error
         finally:
             screen.close()

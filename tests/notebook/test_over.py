@@ -66,7 +66,8 @@ class TestTable:
             assert "\x1b" not in text
         html = bundle["text/html"]
         assert "<script>" not in html
-        assert "&lt;script&gt;alert(1)&lt;/script&gt;[2J $x$ &amp; more</pre>" in html
+        told = "&lt;script&gt;alert(1)&lt;/script&gt;[2J $x$ &amp; more</pre>"
+        assert told in html.replace("<wbr>", "")
         assert 'alt="&#34;&gt;&lt;b&gt;" width="8" height="4"' in html
 
     def test_the_item_and_an_error_are_escaped_too(self):
@@ -109,7 +110,7 @@ class TestTable:
             assert "1 of 5 rows answered, 4 not finished; run the cell again to go on." in text
 
     def test_a_long_answer_is_cut(self):
-        html = rows_bundle([answered(0, "a" * 1000)])["text/html"]
+        html = rows_bundle([answered(0, "a" * 1000)])["text/html"].replace("<wbr>", "")
         assert "a" * 299 + "…" in html
         assert "a" * 300 not in html
 
