@@ -19,8 +19,8 @@ SECONDS = 60
 
 
 @contextlib.contextmanager
-def serving(engine, model="tiny", at_once=None):
-    with Server("127.0.0.1", 0) as server:
+def serving(engine, model="tiny", at_once=None, port=0):
+    with Server("127.0.0.1", port) as server:
         server.open(Session(engine), model, at_once)
         thread = threading.Thread(target=server.serve)
         thread.start()

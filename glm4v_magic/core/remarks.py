@@ -162,7 +162,7 @@ COMMON: Mapping[str, str] = {
     ),
     "base_not_here": "Say where its base is: {option:base={base}}.",
     "base_of_no_adapter": "An adapter for it is given with {option:lora=FOLDER}.",
-    "adapter_twice": "Leave {option:lora} out, or name the model that both are for.",
+    "adapter_twice": "Leave {named:lora} out, or name the model that both are for.",
     "of_cogvlm": (
         "To run its own code on several GPUs: python -m glm4v_magic.remote_code.patch FOLDER, in "
         "an environment with transformers 4.42 to 4.48."

@@ -740,7 +740,10 @@ def wider(tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"base": golden.CHECKPOINT}, "is not an adapter that could be merged into"),
+        (
+            {"base": golden.CHECKPOINT},
+            r"could be merged into .*\. An adapter for it is given with lora=\"FOLDER\"\.",
+        ),
         ({"base": "a\nb"}, r"is not an adapter that could be merged into a\\nb\."),
         ({"lora": golden.CHECKPOINT}, "is not an adapter: it holds no adapter_config.json"),
         ({"lora": "/nowhere"}, "There is no adapter '/nowhere'"),
@@ -870,8 +873,17 @@ def test_nothing_else_is_said(adapter):
 
 
 def test_two_adapters_are_refused(adapter):
-    with pytest.raises(OptionError, match="is an adapter itself, and only one is merged"):
+    advice = r"only one is merged\. Leave lora out, or name the model that both are for\."
+    with pytest.raises(OptionError, match=advice):
         resolve(adapter, lora=adapter)
+    assert resolve(adapter).tensors
+    assert resolve(golden.CHECKPOINT, lora=adapter).tensors
+
+
+def test_a_base_is_not_given_for_a_model(adapter):
+    with pytest.raises(OptionError, match=r"An adapter for it is given with lora=\"FOLDER\"\."):
+        resolve(golden.CHECKPOINT, base=golden.CHECKPOINT)
+    assert resolve(golden.CHECKPOINT, lora=adapter).tensors
 
 
 def test_without_peft_the_extra_is_named_before_anything_is_released(adapter, monkeypatch):

@@ -377,7 +377,8 @@ def test_adapters_of_quantised_bases_are_refused_with_the_way_out(saved, wide, t
         with pytest.raises(CheckpointError, match="an adapter is merged into full ones") as caught:
             look(tmp_path / "a")
         assert f"quantised by bitsandbytes ({form[0]} bits)" in str(caught.value)
-        assert 'base="FOLDER"' in str(caught.value)
+        advice = 'Give the original checkpoint: base="FOLDER"; quantize="4bit" makes it as small'
+        assert advice in str(caught.value)
     for look in (resolve, architecture):
         with pytest.raises(CheckpointError, match="an adapter is merged into full ones"):
             look(saved(form), lora=tmp_path / "a")

@@ -167,6 +167,7 @@ def test_an_interrupt_keeps_what_is_done_and_the_next_run_goes_on(loaded, photos
     assert rows[4].answer is None
     assert rows[4].error is None
     assert caught.value.__context__ is None
+    assert str(caught.value).endswith("and asking the same again goes on")
     again = loaded.map("What?", photos, **GREEDY, batch_size=2)
     assert [row.index for row in again if row.reused] == done
     assert all(row.done for row in again)

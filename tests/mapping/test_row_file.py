@@ -139,8 +139,11 @@ def test_answers_to_something_else_are_not_replaced(tmp_path):
     file = tmp_path / "rows.parquet"
     session = session_with()
     session.map(PROMPT, items(3), save=file)
-    with pytest.raises(OptionError, match=r"not the same prompt, sampling options\. Give another"):
+    with pytest.raises(
+        OptionError, match=r"sampling options\. Give another name \(save\), or ask all rows again"
+    ):
         session.map("tell {{item}}", items(3), temperature=0, save=file)
+    session.map("tell {{item}}", items(3), temperature=0, save=tmp_path / "others.parquet")
     assert list(pd.read_parquet(file).answer) == ["SAY ITEM 0", "SAY ITEM 1", "SAY ITEM 2"]
     session.map("tell {{item}}", items(2), save=file, fresh=True)
     assert list(pd.read_parquet(file).answer) == ["TELL ITEM 0", "TELL ITEM 1"]
@@ -242,8 +245,8 @@ def test_a_parquet_file_of_others_is_left_alone(tmp_path):
         ("rows.csv", r"'.*rows\.csv' names no Parquet file\. Its name ends in \.parquet\."),
         (".parquet", "names no Parquet file"),
         ("a\0.parquet", "names no Parquet file"),
-        ("none/rows.parquet", "There is no folder"),
-        ("folder.parquet", "is a folder"),
+        ("none/rows.parquet", r"There is no folder .*none\. Make it first\."),
+        ("folder.parquet", r"is a folder\. Name a file that is to be written\."),
         ("x" * 300 + ".parquet", "cannot be written: File name too long"),
     ],
 )
@@ -254,6 +257,18 @@ def test_a_name_that_cannot_be_written_is_refused_before_anything_is_asked(tmp_p
         session.map(PROMPT, items(2), save=os.path.join(tmp_path, name))
     assert session.engine.asked == 0
     assert os.listdir(tmp_path) == ["folder.parquet"]
+
+
+def test_a_folder_that_is_made_first_takes_a_file(tmp_path):
+    file = tmp_path / "none" / "rows.parquet"
+    with pytest.raises(OptionError, match=r"Make it first\."):
+        session_with().map(PROMPT, items(2), save=file)
+    file.parent.mkdir()
+    assert len(session_with().map(PROMPT, items(2), save=file)) == 2
+    (folder := tmp_path / "folder.parquet").mkdir()
+    with pytest.raises(OptionError, match=r"Name a file that is to be written\."):
+        session_with().map(PROMPT, items(2), save=folder)
+    assert len(session_with().map(PROMPT, items(2), save=tmp_path / "rows.parquet")) == 2
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
@@ -442,8 +457,9 @@ def test_two_runs_do_not_write_one_file(tmp_path):
     file = tmp_path / "rows.parquet"
     stream = session_with().stream_map(PROMPT, items(3), save=file)
     next(stream)
-    with pytest.raises(OptionError, match="Another run is writing"):
+    with pytest.raises(OptionError, match=r"Give another name, or wait for its end\."):
         session_with().map(PROMPT, items(3), save=file)
+    assert len(session_with().map(PROMPT, items(3), save=tmp_path / "others.parquet")) == 3
     stream.close()
     assert len(session_with().map(PROMPT, items(3), save=file)) == 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import base64
 import datetime as dt
 import io
 import signal
@@ -111,6 +112,21 @@ def test_a_whole_dataframe_needs_a_prompt_that_differs():
     assert [row.prompt for row in plan("A {{row.name}}?", items, {})] == ["A a?", "A b?"]
     with pytest.raises(PromptError, match="Every row of df would be asked the same"):
         plan("What?", items, {})
+
+
+def test_the_advice_to_rows_that_are_alike_can_be_taken():
+    with io.BytesIO() as file:
+        Image.new("RGB", (4, 3)).save(file, "PNG")
+        written = base64.b64encode(file.getvalue()).decode()
+    frame = pd.DataFrame({"image": [written, written], "name": ["a", "b"]})
+    with pytest.raises(PromptError) as caught:
+        plan("What?", items_of(frame, "df"), {})
+    advice = 'Name the column that holds the images (column="image"), or write {{row.name}} in the'
+    assert advice in str(caught.value)
+    for row in plan("What?", items_of(frame, "df", column="image"), {}):
+        assert row.is_image
+        assert to_image(row.item, "df").image.size == (4, 3)
+    assert len(plan("Is it {{row.name}}?", items_of(frame, "df"), {})) == 2
 
 
 def test_the_only_column_of_images_in_a_whole_table_is_its_items():

@@ -501,6 +501,7 @@ def test_an_interrupt_before_the_first_word_changes_no_variable(
         handle.remove()
     assert "Stopped: no row is answered. Run the cell again to go on." in screen
     assert shell.user_ns["rows"] == "before"
+    assert "3 of 3 rows answered." in over(run, "photos", "First?")
 
 
 def test_a_list_may_be_spelled_out(run, shell, tiny, photos):

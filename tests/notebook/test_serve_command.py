@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import time
 
 import psutil
 import pytest
+from scripted_server import MODELS, models, scripted_server
 
 from glm4v_magic.checkpoints.places import find_place
 from glm4v_magic.core.gpu_spec import parse_gpus
@@ -168,12 +170,21 @@ def test_a_started_server_is_asked_and_ended(run, shell, vllm, port):
         assert again.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_a_vllm_that_does_not_quantise(run, vllm, monkeypatch):
-    monkeypatch.setattr("importlib.metadata.version", {"vllm": "0.33.0"}.__getitem__)
+def test_a_vllm_that_does_not_quantise(run, vllm, port, monkeypatch):
+    real, there = importlib.metadata.version, {"vllm": "0.33.0"}
+    monkeypatch.setattr("importlib.metadata.version", lambda name: there.get(name) or real(name))
     line = "%glm4v serve glm-4v-9b --engine vllm --gpus 1x40GiB --quantize 4bit"
     screen = run(line, fails=True)
     assert "vLLM 0.33.0 does not quantise to 4 bit as it loads: it has no bitsandbytes." in screen
+    assert "Install 'vllm<0.28', leave --quantize out, or take --engine own." in screen
     assert started() == []
+    own = "%glm4v serve glm-4v-9b --engine own --gpus 1x40GiB --quantize 4bit --print"
+    assert "--quantize 4bit" in run(own)
+    run(f"%glm4v serve glm-4v-9b --engine vllm --gpus 1x40GiB --port {port}")
+    there["vllm"] = "0.27.1"
+    run(f"{line} --port {port}")
+    assert len(started()) == 1
+    run("%glm4v unload")
 
 
 def test_a_server_that_ends_before_it_is_ready(run, vllm, port):
@@ -182,20 +193,34 @@ def test_a_server_that_ends_before_it_is_ready(run, vllm, port):
         f"%glm4v serve glm-4v-9b --engine vllm --gpus 1x40GiB --revision x --port {port}",
         fails=True,
     )
-    assert "vLLM ended with status 3 before it was ready: ValueError: no such revision" in screen
+    ended = "vLLM ended with status 3 before it was ready: ValueError: no such revision"
+    assert ended in screen
+    log, _, advice = screen.rpartition(ended)
+    assert "no such revision" in log  # of the server itself
+    assert "Its log is above." in advice
     assert "\x1b[31m" not in screen
     assert "Traceback" not in screen
     assert time.monotonic() - began < 60
 
 
 def test_a_port_that_is_taken(run, port):
+    before = run("%glm4v status")
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
         other.listen()
         screen = run(f"%glm4v serve demo --engine own --port {port}", fails=True)
     assert f"Port {port} of 127.0.0.1 is taken by another program." in screen
-    assert f"%glm4v load http://127.0.0.1:{port}/v1" in screen
-    assert "not loaded" in run("%glm4v status")
+    told = f"Choose another (--port). To ask what is there: %glm4v load http://127.0.0.1:{port}/v1."
+    assert told in screen
+    assert run("%glm4v status") == before
+    assert str(port + 1) in run(f"%glm4v serve demo --engine own --port {port + 1} --print")
+    with scripted_server() as there:
+        there.answer(MODELS, models("m"))
+        taken = there.url.removesuffix("/v1").rpartition(":")[2]
+        line = f"%glm4v serve demo --engine own --port {taken}"
+        advice = run(line, fails=True).partition("To ask what is there: ")[2]
+        assert "Connected to" in run(advice.strip().removesuffix("."))
+        run("%glm4v unload")
 
 
 class TestInterrupt:

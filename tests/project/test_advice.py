@@ -95,6 +95,22 @@ ELSEWHERE = {
     "interrupted_after_the_answer": (
         "session/test_session_chats.py::test_where_an_interrupt_leaves_an_answer_is_said"
     ),
+    "adapter_twice": "checkpoints/test_adapters.py::test_two_adapters_are_refused",
+    "base_is_quantised": (
+        "checkpoints/test_quantised_before.py::"
+        "test_adapters_of_quantised_bases_are_refused_with_the_way_out"
+    ),
+    "base_of_no_adapter": "checkpoints/test_adapters.py::test_a_base_is_not_given_for_a_model",
+    "file_of_other_rows": (
+        "mapping/test_row_file.py::test_answers_to_something_else_are_not_replaced"
+    ),
+    "no_row_answered": (
+        "notebook/test_over.py::test_an_interrupt_before_the_first_word_changes_no_variable"
+    ),
+    "rows_are_alike": ("mapping/test_rows.py::test_the_advice_to_rows_that_are_alike_can_be_taken"),
+    "rows_interrupted": (
+        "mapping/test_batch.py::test_an_interrupt_keeps_what_is_done_and_the_next_run_goes_on"
+    ),
     "load_interrupted": (
         "session/test_load_beside.py::"
         "test_on_a_full_gpu_an_error_says_that_the_model_before_was_released"
@@ -191,6 +207,29 @@ ROOMS = (
 """Where sentences of advice are searched: whatever decides where a model goes, or runs it there."""
 
 SENTENCES_OF_OTHERS = {
+    "Choose another (--port). To ask what is there: %glm4v load {}.": (
+        "notebook/test_serve_command.py::test_a_port_that_is_taken"
+    ),
+    "Give another name, or wait for its end.": (
+        "mapping/test_row_file.py::test_two_runs_do_not_write_one_file"
+    ),
+    "Name a file that is to be written.": (
+        "mapping/test_row_file.py::test_a_folder_that_is_made_first_takes_a_file"
+    ),
+    "Shorten it, or start a new conversation.": (
+        "project/test_advice_asked.py::test_a_prompt_that_is_too_long"
+    ),
+    "Make it first.": ("mapping/test_row_file.py::test_a_folder_that_is_made_first_takes_a_file"),
+    "Is it running there? Leave the address out to use this machine alone.": (
+        "engines/test_replicas_shut_down.py::"
+        "test_a_ray_that_is_shut_down_is_told_of_and_each_way_out_works"
+    ),
+    "Its log is above.": (
+        "notebook/test_serve_command.py::test_a_server_that_ends_before_it_is_ready"
+    ),
+    "Install 'vllm<0.28', leave --quantize out, or take --engine own.": (
+        "notebook/test_serve_command.py::test_a_vllm_that_does_not_quantise"
+    ),
     'Different GPUs are joined by +: "{}".': (
         "core/test_gpu_spec.py::test_gpus_that_are_not_joined_by_a_plus"
     ),
@@ -231,36 +270,11 @@ SENTENCES_OF_OTHERS = {
 
 
 UNQUOTED = {
-    "Define {} first. {}": "notebook/test_magics.py",
-    'For example: %glm4v {} cat.png "What is the cat doing?"': "notebook/test_magics.py",
-    "There are model, {}.": "session/test_comparing.py",
-    "Choose another (--port). To ask what is there: %glm4v load {}.": (
-        "notebook/test_serve_command.py"
-    ),
-    "Start it, or check host and port.": "engines/test_server_engine.py",
     "The port is that of the head node, 6379 by default; 8265 is the dashboard's.": (
         "engines/test_replicas.py"
     ),
-    "adapter_twice": "checkpoints/test_adapters.py",
-    "base_is_quantised": "checkpoints/test_adapters.py",
-    "base_of_no_adapter": "checkpoints/test_adapters.py",
-    "no_row_answered": "mapping/test_batch.py",
-    "rows_are_alike": "mapping/test_batch.py",
-    "file_of_other_rows": "mapping/test_row_file.py",
-    "rows_interrupted": "mapping/test_batch.py",
-    "Give another name, or wait for its end.": "mapping/test_row_file.py",
-    "Name a file that is to be written.": "mapping/test_row_file.py",
-    "Make it first.": "mapping/test_row_file.py",
     "Install the same version on all machines.": "engines/test_replicas.py",
-    "Is it running there? Leave the address out to use this machine alone.": (
-        "engines/test_replicas.py"
-    ),
     "Ask for fewer replicas, or wait for those jobs.": "engines/test_replicas.py",
-    "Its log is above.": "notebook/test_serve_command.py",
-    "Install 'vllm<0.28', leave --quantize out, or take --engine own.": (
-        "notebook/test_serve_command.py"
-    ),
-    "Shorten it, or start a new conversation.": "engines/test_decoding.py",
 }
 """Advice that a file is about, while no test of it holds the words. Nothing new belongs here."""
 

@@ -9,10 +9,12 @@ import os
 import pickle
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -567,6 +569,29 @@ def test_addresses(server, tiny):
     advice = "It can be loaded and asked; for anything else name a checkpoint, or load one."
     refused(advice, lambda: architecture(f"{at}/v1"))
     assert architecture("GLM-4V-9B").shape()
+
+
+@takes("Start it, or check host and port.")
+def test_a_server_that_is_started_then(tiny):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    session = Session()
+    load = partial(session.load, f"http://127.0.0.1:{port}/v1")
+    refused("Start it, or check host and port.", load)
+    with serving(tiny.engine, port=port):
+        assert load().status().info.model == "tiny"
+
+
+def test_a_prompt_that_is_too_long(tiny):
+    advice, half = (
+        "Shorten it, or start a new conversation.",
+        "a " * (tiny.status().info.context // 3),
+    )
+    refused(advice, lambda: tiny.ask(3 * half, **GREEDY))
+    assert tiny.ask(half, chat="long", **GREEDY).usage.new_tokens
+    follow_up = partial(tiny.ask, 2 * half, follow_up=True, **GREEDY)
+    refused(advice, partial(follow_up, chat="long"))
+    assert tiny.ask(2 * half, chat="new", **GREEDY).usage.new_tokens
 
 
 @takes(

@@ -230,6 +230,13 @@ SCENES |= {
 }  # fmt: skip
 
 CELLS |= {
+    "Define {} first. {}": (
+        '%glm4v preview cat.png "Is it {{ zzz }}?"',
+        "zzz = 'red'\n%glm4v preview cat.png \"Is it {{ zzz }}?\""),
+    "There are model, {}.": (
+        "ways = [{'qqqqqq': 1}, {'model': 'demo'}]\n%glm4v ask \"What?\" --compare ways",
+        "ways = [{'max_tokens': 1}, {'model': 'demo'}]\n"
+        "%glm4v ask \"What?\" --compare ways --max-tokens 2"),
     "Models stand between commas, the settings of each behind it.": (
         '%%glm4v cat --compare "demo qqqqqq"\nWhat?',
         '%%glm4v cat --compare "demo temperature=0,demo temperature=1" --max-tokens 2\nWhat?'),
@@ -300,6 +307,8 @@ CELLS |= {
         "%%glm4v --preview\nWhat {{ }}?", "%%glm4v --preview\nWhat {{ 1 + 1 }}?"),
     "For literal braces write \\{{.": (
         "%%glm4v --preview\nWhat {{ x?", "%%glm4v --preview\nWhat \\{{ x?"),
+    'For example: %glm4v {} cat.png "What is the cat doing?"': (
+        "%glm4v ask cat.png", '%glm4v ask cat.png "What is the cat doing?" --max-tokens 2'),
 }  # fmt: skip
 
 
