@@ -54,6 +54,10 @@ class GPU:
         return self.total_bytes if self.free_bytes is None else self.free_bytes
 
 
+def _within(part: str, text: str) -> str:
+    return f"{part!r:.40}" if part == text else f"{part!r:.40} in {text!r:.80}"
+
+
 def parse_gpus(description: str) -> tuple[GPU, ...]:
     """Read a description such as ``"4x16GiB"``, ``"24+16GiB"`` or ``"2xA100-40GiB"``.
 
@@ -67,7 +71,7 @@ def parse_gpus(description: str) -> tuple[GPU, ...]:
         unit = (match[4] or unit) if match else ""
         if match is None or not unit:
             raise GPUDescriptionError(
-                f"Cannot read {part.strip()!r:.40} in {description!r:.80}.",
+                f"Cannot read {_within(part.strip(), description)}.",
                 'Write for example "4x16GiB" or "24+16GiB".',
             )
         size = int(float(match[3]) * 1024 ** _POWERS[unit])

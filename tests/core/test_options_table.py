@@ -251,6 +251,9 @@ def test_a_request_takes_the_fields_of_the_table():
 def test_numbers_are_typed_in_plain_digits(name, text):
     option = OPTIONS[name]
     option.check(option.normal(read_text(option, text)))
+    if name == "max_memory":  # a list, as of a Chinese keyboard: its commas and digits are taken
+        assert read_text(option, text.translate(FULL_WIDTH)) == read_text(option, text)
+        return
     for odd in (text.translate(FULL_WIDTH), re.sub(r"(\d)\b", r"0_\1", text)):
         with pytest.raises(OptionError):
             option.check(option.normal(read_text(option, odd)))

@@ -360,13 +360,14 @@ class Cells(HTMLParser):
 
 def test_html_is_one_table_and_escapes() -> None:
     cells = Cells()
-    cells.feed(doctor_bundle([HOSTILE, Finding("Python", "ok", "3.11")])["text/html"])
+    html = doctor_bundle([HOSTILE, Finding("Python", "ok", "3.11")])["text/html"]
+    cells.feed(html.replace("<wbr>", ""))
     assert cells.rows[0] == ["Verdict", "Subject", "Found"]
     told = ("<script>alert(1)</script>", 'a "quoted"[2J reason.', "→ " + "x" * 300)
     assert cells.rows[1] == ["! warn", "<b>&", "".join(told)]
     assert cells.rows[2] == ["✓ ok", "Python", "3.11"]
     assert cells.tags == {
-        "table", "caption", "thead", "tbody", "tr", "th", "td", "span", "div", "small",
+        "table", "caption", "thead", "tbody", "tr", "th", "td", "span", "div", "small", "a",
     }  # fmt: skip
 
 

@@ -470,7 +470,7 @@ class Tags(HTMLParser):
 def test_the_page_shows_all_of_it():
     report = large()
     page = Tags()
-    page.feed(dry_run_html(report))
+    page.feed(dry_run_html(report).replace("<wbr>", ""))
     for row in [*gpu_rows(report), *copy_rows(report)]:
         assert {cell for cell in row if cell} <= set(page.text)
     assert verdict(report) in page.text

@@ -487,8 +487,9 @@ def test_rows_say_once_that_a_server_sends_no_log_probabilities():
         silent = session.map("{{item}}?", ["a", "b", "c"])
         session.unload()
     for kind in ("text/plain", "text/html"):
-        assert rows_bundle(asked)[kind].count("The server sent no log-probabilities.") == 1
-        assert "log-probabilities" not in rows_bundle(silent)[kind]
+        shown, other = (rows_bundle(rows)[kind].replace("<wbr>", "") for rows in (asked, silent))
+        assert shown.count("The server sent no log-probabilities.") == 1
+        assert "log-probabilities" not in other
 
 
 def test_a_server_that_does_not_count_is_asked_for_as_many_rows_as_wanted():

@@ -325,14 +325,14 @@ class Page(HTMLParser):
 class TestHTML:
     def test_one_row_for_each_gpu(self):
         plan = planned(gpus="24+16+12GiB")
-        page = Page(plan_html(plan))
+        page = Page(plan_html(plan).replace("<wbr>", ""))
         assert len([tag for tag, _ in page.tags if tag == "tr"]) == 1 + 3
         for row in gpu_rows(plan.stages):
             assert {cell for cell in row if cell} <= set(page.text)
 
     def test_every_module_is_named_in_the_details(self):
         plan = planned()
-        words = Page(plan_html(plan)).text
+        words = Page(plan_html(plan).replace("<wbr>", "")).text
         for stage in plan.stages:
             assert set(stage.modules) <= set(words)
 
@@ -351,5 +351,5 @@ class TestHTML:
         html = plan_html(plan)
         assert "<b>" not in html
         assert "<i>" not in html
-        assert "color:" not in html.replace("background-color:", "")
+        assert "color:" not in re.sub("background-color:|;color:inherit;", "", html)
         assert plan_bundle(plan)["text/plain"].startswith("<b>m")

@@ -78,7 +78,7 @@ def test_a_bundle_shows_images_prompt_and_tokens(cat):
         "tiny · 1,206 tokens: 1,200 text + 6 visual · room for an answer of 50 tokens · "
         "nothing was sent"
     )
-    assert '<span style="opacity:0.55">&lt;sop&gt;</span>&lt;i&gt;A &amp; B' in bundle["text/html"]
+    assert '<span style="opacity:0.7">&lt;sop&gt;</span>&lt;i&gt;A &amp; B' in bundle["text/html"]
     assert 'width="56" height="56"' in bundle["text/html"]
     assert "too long for the model" in tokens_line(replace(shown, room=0))
     assert "<img" not in preview_bundle(replace(shown, media=(), seen=()))["text/html"]

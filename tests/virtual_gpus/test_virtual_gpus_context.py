@@ -364,7 +364,8 @@ def test_this_room_imports_only_the_ground_floor() -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.splitlines() == [
         "glm4v_magic.core glm4v_magic.core.errors glm4v_magic.core.gpu_models "
-        "glm4v_magic.core.gpu_spec glm4v_magic.core.overhead glm4v_magic.core.remarks",
+        "glm4v_magic.core.gpu_spec glm4v_magic.core.overhead glm4v_magic.core.remarks "
+        "glm4v_magic.core.wording",
         "",
     ]
 
@@ -378,7 +379,7 @@ def test_nothing_else_of_the_package_is_imported():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     rooms = {name for name in done.stdout.split() if ".virtual_gpus" not in name}
-    plain = ("errors", "gpu_models", "gpu_spec", "overhead", "remarks")
+    plain = ("errors", "gpu_models", "gpu_spec", "overhead", "remarks", "wording")
     assert rooms == {"glm4v_magic.core", *(f"glm4v_magic.core.{name}" for name in plain)}
 
 
