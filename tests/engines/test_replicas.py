@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 import signal
@@ -629,6 +630,21 @@ def lost(session):
     return [each.lost for each in session.status().info.replicas]
 
 
+TWO_PORTS = """
+from glm4v_magic.core.errors import EngineError
+from glm4v_magic.session.session import Session
+
+session = Session()
+for address in ({!r}, {!r}):
+    try:
+        session.load("demo", replicas=1, cluster=address)
+        print("loaded")
+    except EngineError as error:
+        print(error.hint)
+session.unload()
+"""
+
+
 # A Ray that did not start leaves processes to the collector of garbage.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
@@ -759,6 +775,50 @@ class TestTwoReplicas:
     def test_another_cluster_than_the_users(self, ray):
         with pytest.raises(OptionError, match=r"is connected to the Ray.*call ray\.shutdown\(\)"):
             cluster.connect("10.1.2.3:6379")
+
+    def test_another_version_is_told_and_the_same_one_loads(self, session, monkeypatch):
+        session.unload()  # its replicas hold all cores
+        monkeypatch.setattr("glm4v_magic.engines.replicas.engine.OWN_VERSION", "0.0.7")
+        with pytest.raises(
+            EngineError, match=r"not 0\.0\.7\. Install the same version on all machine"
+        ):
+            session.load("demo", replicas=1)
+        monkeypatch.undo()
+        assert session.load("demo", replicas=1).ask("Hello?", **GREEDY).text
+
+    def test_cores_that_other_jobs_use_are_waited_for(self, session, ray, monkeypatch):
+        class Job:  # here, so that it is sent as a whole: workers do not find this file
+            def begun(self):
+                return True
+
+        session.unload()
+        other = ray.remote(Job).options(num_cpus=2).remote()
+        ray.get(other.begun.remote())
+        engine = sys.modules["glm4v_magic.engines.replicas.engine"]
+        minutes = itertools.count(step=60)
+        quick = SimpleNamespace(monotonic=lambda: next(minutes), sleep=time.sleep)
+        monkeypatch.setattr(engine, "time", quick)
+        advice = r"Ask for fewer replicas, or wait for those jobs\."
+        with pytest.raises(EngineError, match=advice):
+            session.load("demo", replicas=1)
+        monkeypatch.undo()
+        ray.kill(other)
+        assert session.load("demo", replicas=1).ask("Hello?", **GREEDY).text
+        session.unload()
+
+    def test_the_port_of_the_head_node_is_the_one_to_give(self, session, ray):
+        session.unload()
+        address = ray.get_runtime_context().gcs_address
+        with scripted_server() as other:
+            wrong = other.url.removeprefix("http://").removesuffix("/v1")
+            code = TWO_PORTS.format(wrong, address)
+            done = subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS * 6
+            )
+        assert done.stdout.splitlines() == [
+            "The port is that of the head node, 6379 by default; 8265 is the dashboard's.",
+            "loaded",
+        ], done.stderr
 
     def test_more_replicas_than_cores(self, ray):
         with pytest.raises(PlacementError, match="99 replicas are more than the"):

@@ -40,7 +40,7 @@ def test_a_ray_that_is_shut_down_is_told_of_and_each_way_out_works(session, capl
         with pytest.raises(EngineError, match=LOST):
             session.ask("Hello?", **GREEDY)
     with pytest.raises(EngineError, match=LOST):
-        session.map("{{item}}?", [1, 2], **GREEDY)
+        session.map("{{item}}?", ["red", "blue"], **GREEDY)  # not asked before
     assert not began
     assert caplog.text.count("Ray was shut down, and all replicas of demo with it.") == 1
     monkeypatch.undo()

@@ -224,6 +224,15 @@ SENTENCES_OF_OTHERS = {
         "engines/test_replicas_shut_down.py::"
         "test_a_ray_that_is_shut_down_is_told_of_and_each_way_out_works"
     ),
+    "The port is that of the head node, 6379 by default; 8265 is the dashboard's.": (
+        "engines/test_replicas.py::test_the_port_of_the_head_node_is_the_one_to_give"
+    ),
+    "Install the same version on all machines.": (
+        "engines/test_replicas.py::test_another_version_is_told_and_the_same_one_loads"
+    ),
+    "Ask for fewer replicas, or wait for those jobs.": (
+        "engines/test_replicas.py::test_cores_that_other_jobs_use_are_waited_for"
+    ),
     "Its log is above.": (
         "notebook/test_serve_command.py::test_a_server_that_ends_before_it_is_ready"
     ),
@@ -267,17 +276,6 @@ SENTENCES_OF_OTHERS = {
     "There are none.": "",
 }
 """Sentences that are no matter of placement, or ask for nothing that can be done here."""
-
-
-UNQUOTED = {
-    "The port is that of the head node, 6379 by default; 8265 is the dashboard's.": (
-        "engines/test_replicas.py"
-    ),
-    "Install the same version on all machines.": "engines/test_replicas.py",
-    "Ask for fewer replicas, or wait for those jobs.": "engines/test_replicas.py",
-}
-"""Advice that a file is about, while no test of it holds the words. Nothing new belongs here."""
-
 
 # The planner: whatever its refusals and notes name, as it is typed and as it is written in Python.
 
@@ -987,7 +985,7 @@ def test_the_faster_split_is_had_by_its_objective_and_speeds_by_telling_them():
 
 
 def test_every_code_is_taken_or_has_its_place():
-    placed = TAKEN | ELSEWHERE.keys() | UNQUOTED.keys() | FACTS | FRAMES | OUTSIDE
+    placed = TAKEN | ELSEWHERE.keys() | FACTS | FRAMES | OUTSIDE
     assert codes() - placed == set(), "advice without a test that takes it"
     assert (ELSEWHERE.keys() | FACTS | FRAMES | OUTSIDE) <= codes()
     assert not TAKEN & (ELSEWHERE.keys() | FACTS | FRAMES | OUTSIDE)
@@ -1050,11 +1048,6 @@ def test_the_tests_elsewhere_hold_what_they_take(advice):
     assert is_taken_in(advice, ELSEWHERE_AND_OTHERS[advice])
 
 
-def test_what_no_test_holds_is_on_one_list_alone():
-    assert not UNQUOTED.keys() & ELSEWHERE_AND_OTHERS.keys()
-    assert [name for name in UNQUOTED.values() if not (TESTS / name).is_file()] == []
-
-
 def test_a_test_that_is_not_there_or_about_something_else_takes_nothing():
     here = "project/test_advice.py::"
     assert is_taken_in("more_gpus", f"{here}test_more_gpus_or_a_plan_instead_of_a_map")
@@ -1113,7 +1106,7 @@ def sentence(node: ast.expr, fixed: dict[str, str]) -> str:
 def test_every_sentence_is_taken_or_has_its_place():
     found = dict(reversed(pair) for pair in sentences())
     missing = {text: where for text, where in found.items() if text not in TAKEN}
-    assert {t: w for t, w in missing.items() if t not in {**SENTENCES_OF_OTHERS, **UNQUOTED}} == {}
+    assert {t: w for t, w in missing.items() if t not in SENTENCES_OF_OTHERS} == {}
     assert len(found) > 15
     said = {text for text in TAKEN if " " in text}
     assert said <= found.keys(), "nobody says it any more"
