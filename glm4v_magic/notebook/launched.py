@@ -28,6 +28,7 @@ __all__ = ["LaunchedServer"]
 
 _PAUSE = 0.25
 _SECONDS_TO_END = 10.0
+_SECONDS_FOR_REST = 5.0
 _LINES = 5
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
@@ -49,6 +50,7 @@ class LaunchedServer:
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._last: deque[str] = deque(maxlen=_LINES)
         self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
 
     def start(self) -> None:
         """Start it.
@@ -84,7 +86,8 @@ class LaunchedServer:
                     self._last.append(line.rstrip())
                     self._lines.put(line.rstrip())
 
-        threading.Thread(target=read, name=f"log of {self.name}", daemon=True).start()
+        self._reader = threading.Thread(target=read, name=f"log of {self.name}", daemon=True)
+        self._reader.start()
 
     def wait(self) -> Iterator[str]:
         """Yield lines of the log until the server answers; ``""`` after each try to reach it.
@@ -97,6 +100,7 @@ class LaunchedServer:
             answers = self._answers()
             if self.ending:
                 self.end()
+                yield from self._rest()
                 raise EngineError(
                     f"{self.name} {self.ending} before it was ready: "
                     f"{printable(self._last[-1]) if self._last else 'it said nothing'}",
@@ -109,6 +113,15 @@ class LaunchedServer:
     def _said(self) -> Iterator[str]:
         with contextlib.suppress(queue.Empty):
             yield self._lines.get(timeout=_PAUSE)
+            while True:
+                yield self._lines.get_nowait()
+
+    def _rest(self) -> Iterator[str]:
+        """Yield what the server said last, once it has ended: its pipe may still hold some."""
+        if self._reader is not None:
+            # A process that it left in a session of its own may keep the pipe open.
+            self._reader.join(_SECONDS_FOR_REST)
+        with contextlib.suppress(queue.Empty):
             while True:
                 yield self._lines.get_nowait()
 

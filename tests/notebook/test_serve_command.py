@@ -15,7 +15,10 @@ import pytest
 from scripted_server import MODELS, models, scripted_server
 
 from glm4v_magic.checkpoints.places import find_place
+from glm4v_magic.core.errors import EngineError
 from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.notebook.engine_commands import EngineCommand
+from glm4v_magic.notebook.launched import LaunchedServer
 
 STANDIN = """#!{python}
 import json, sys, time
@@ -201,6 +204,27 @@ def test_a_server_that_ends_before_it_is_ready(run, vllm, port):
     assert "\x1b[31m" not in screen
     assert "Traceback" not in screen
     assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("stays", [0, 8])  # the second keeps the log open
+def test_what_a_server_said_last_is_in_its_log(port, stays):
+    # Written by a process of another session, after the server itself has ended.
+    server = f"""
+import os, time
+if os.fork():
+    os._exit(3)
+os.setsid()
+time.sleep(0.5)
+print("Killed by the kernel", flush=True)
+time.sleep({stays})
+"""
+    words = (sys.executable, "-c", server)
+    launched = LaunchedServer(EngineCommand(words, {}), "A server", f"http://127.0.0.1:{port}/v1")
+    launched.start()
+    log = []
+    with pytest.raises(EngineError, match="ended with status 3 before it was ready: Killed by"):
+        log.extend(launched.wait())
+    assert "Killed by the kernel" in log
 
 
 def test_a_port_that_is_taken(run, port):

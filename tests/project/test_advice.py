@@ -483,10 +483,13 @@ def occupy(gpu: int, gpus: VirtualGPUs, free: int) -> torch.Tensor:
 def load_beside(session: Session, begin: Callable[[], None], **options: Any) -> None:
     """Load the tiny model while another program begins, as its first weight has arrived."""
     has_begun = False
-    for event in session.stream_load(TINY, **options):
-        if isinstance(event, Loading) and event.progress.done_bytes and not has_begun:
-            has_begun = True
-            begin()
+    with pytest.MonkeyPatch.context() as patch:
+        # Else threads of transformers fill the GPU while the other program measures what is left.
+        patch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
+        for event in session.stream_load(TINY, **options):
+            if isinstance(event, Loading) and event.progress.done_bytes and not has_begun:
+                has_begun = True
+                begin()
 
 
 @takes("free_memory", "idle_gpus_too")
