@@ -13,7 +13,8 @@ from glm4v_magic.images.messages import one_line
 
 __all__ = ["require_known"]
 
-_COGVLM = "CogVLM"
+_WITH_THE_TOWER = ("CogVLM", "CogAgent")
+"""Models with the vision tower of GLM-4V-9B, whose own code `remote_code` makes consistent."""
 
 
 def require_known(config: Mapping[str, Any], where: str) -> None:
@@ -30,12 +31,13 @@ def require_known(config: Mapping[str, Any], where: str) -> None:
 
     outline = outline_of(config)
     first = next(iter(outline.architectures), None) or ""
-    if _COGVLM.lower() in first.lower():
-        raise CheckpointError(
-            f"{where} describes a model of CogVLM ({one_line(first)}), which runs with its own "
-            "code only; that is not done here.",
-            code="of_cogvlm",
-        )
+    for name in _WITH_THE_TOWER:
+        if name.lower() in first.lower():
+            raise CheckpointError(
+                f"{where} describes a model of {name} ({one_line(first)}), which runs with its own "
+                "code only; that is not done here.",
+                code="of_cogvlm",
+            )
     if outline.model_type is None:
         raise CheckpointError(
             f"{where} has no 'model_type', so it does not describe a model.",

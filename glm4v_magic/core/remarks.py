@@ -393,7 +393,9 @@ _IN_PYTHON = {
         "Not every server carries on what a model was thinking: session.retry() asks anew."
     ),
     "server_is_silent": "If it is only slow, give it longer: timeout=SECONDS.",
-    "image_too_large_for_server": "Ask about a smaller image, or a part of it (crop).",
+    "image_too_large_for_server": (
+        "Ask about a smaller image, or a part of it: image.crop((left, top, right, bottom))."
+    ),
     "thinking_cannot_go_on": "To ask again: session.retry().",
     "folder_of_images": "{kinds} session.map asks about each.",
     "too_many_images": "session.map asks the same about each.",

@@ -838,6 +838,9 @@ def test_doctor_says_the_whole_advice(adapter, tmp_path):
     assert worded(found.next_step, CELL).startswith(
         "Say where its base is: --base FOLDER. Download"
     )
+    based = diagnose(gather((), model=str(adapter), base=str(golden.CHECKPOINT)))
+    assert "fail" not in {each.verdict for each in based if each.subject == "checkpoint"}
+    assert Session().load(adapter, base=golden.CHECKPOINT).engine
 
 
 def test_the_revision_of_the_base_is_that_of_the_training(adapter, monkeypatch):

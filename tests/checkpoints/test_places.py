@@ -304,13 +304,14 @@ def test_a_name_longer_than_any_file_has_is_not_found(name):
         architecture(name)
 
 
-def test_cogvlm_is_named_with_what_can_be_done(tmp_path):
-    config = {"architectures": ["CogVLMForCausalLM"], "vision_config": {}, "hidden_size": 4096}
+@pytest.mark.parametrize("name", ["CogVLM", "CogAgent"])
+def test_cogvlm_is_named_with_what_can_be_done(tmp_path, name):
+    config = {"architectures": [f"{name}ForCausalLM"], "vision_config": {}, "hidden_size": 4096}
     (tmp_path / "config.json").write_text(json.dumps(config))
     for look in (resolve, architecture):
         with pytest.raises(CheckpointError) as caught:
             look(tmp_path)
-        assert "CogVLM" in str(caught.value)
+        assert f"a model of {name} (" in str(caught.value)
         assert "%glm4v patch" in worded(caught.value.text, CELL)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import shutil
 import sys
 
@@ -336,6 +337,21 @@ def test_others_are_named_with_the_way_out(native, tmp_path, family, config, end
         assert said.lower() in str(caught.value).lower()
         assert 'Take the original checkpoint; quantize="4bit"' in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_the_original_is_made_as_small_as_it_is_loaded(wide, tmp_path):
+    folder = shutil.copytree(wide, tmp_path / "c")
+    weights = load_file(folder / "model.safetensors")
+    name = next(each for each in weights if each.endswith("layers.0.mlp.down_proj.weight"))
+    del weights[name]
+    weights[name.replace("weight", "qweight")] = torch.zeros(4, 4, dtype=torch.int32)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    said = 'Take the original checkpoint; quantize="4bit" makes it as small as it is loaded.'
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        resolve(folder)
+    session = Session().load(wide, quantize="4bit")
+    assert session.status().info.quantize == "4bit"
+    session.unload()
 
 
 def test_those_of_bitsandbytes_for_glm_4v_9b_are_named(tmp_path):

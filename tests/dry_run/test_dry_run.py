@@ -28,6 +28,7 @@ from glm4v_magic.core.errors import (
     PlacementError,
 )
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
+from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.dry_run.files import report_from_json, report_to_json
 from glm4v_magic.dry_run.quantised import put_stand_ins
@@ -154,6 +155,11 @@ def test_what_would_not_run_is_raised_as_one_line():
         "Expected all tensors to be on the same device"
     )
     assert "in model.language_model.layers.1" in str(refused.value)
+    assert "A plan of ours keeps together what must be." in str(refused.value)
+    model, gpus = Naive("naive", tiny_glm4v.CONFIG, "config.json"), parse_gpus("4x1GiB")
+    ours = plan(model.shape(), gpus, Workload(context=500), objective="balance", reserve=0)
+    assert len(set(ours.device_map().values())) > 1
+    raise_if_unusable(dry_run(model, gpus, ours, context=500))
     with pytest.raises(DoesNotFitError, match=r"out of memory: cuda:0 needs .* Use a plan of ours"):
         raise_if_unusable(overfull())
     planned = replace(overfull(), placement="plan")

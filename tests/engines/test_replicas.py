@@ -645,6 +645,26 @@ session.unload()
 """
 
 
+TWO_CLUSTERS = """
+import ray
+from glm4v_magic.core.errors import OptionError
+from glm4v_magic.engines.replicas import cluster
+
+quiet = dict(include_dashboard=False, log_to_driver=False, configure_logging=False)
+ray.init(num_cpus=1, object_store_memory=100 * 2**20, **quiet)
+began = cluster.connection()
+try:
+    cluster.connect({address!r})
+except OptionError as error:
+    print(error.hint)
+print("the user's" if cluster.connect(None) == began else "another")
+ray.shutdown()
+joined = cluster.connect({address!r})
+print(ray.get_runtime_context().gcs_address)
+cluster.leave(joined)
+"""
+
+
 # A Ray that did not start leaves processes to the collector of garbage.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
@@ -773,8 +793,26 @@ class TestTwoReplicas:
         assert "unloaded" in run("%glm4v unload")
 
     def test_another_cluster_than_the_users(self, ray):
-        with pytest.raises(OptionError, match=r"is connected to the Ray.*call ray\.shutdown\(\)"):
-            cluster.connect("10.1.2.3:6379")
+        address = ray.get_runtime_context().gcs_address
+        done = subprocess.run(
+            [sys.executable, "-c", TWO_CLUSTERS.format(address=address)],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS * 6,
+        )
+        assert done.stdout.splitlines() == [
+            "Leave the address out, or call ray.shutdown() first.",
+            "the user's",
+            address,
+        ], done.stderr
+
+    def test_the_users_own_cluster_by_another_name_of_its_machine(self, ray):
+        number, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        for name in (number, "localhost", "127.0.0.1"):
+            assert cluster.connect(f"{name}:{port}") == cluster.connection()
+        for other in (f"{number}:{int(port) - 1}", f"10.1.2.3:{port}", f"no.such.name:{port}"):
+            with pytest.raises(OptionError, match="is connected to the Ray"):
+                cluster.connect(other)
 
     def test_another_version_is_told_and_the_same_one_loads(self, session, monkeypatch):
         session.unload()  # its replicas hold all cores

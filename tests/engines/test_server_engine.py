@@ -566,7 +566,8 @@ class TestWhatGoesWrong:
             ),
             (
                 response(status="413 Content Too Large"),
-                "answers 413 Content Too Large. Ask about a smaller image, or a part of it (crop).",
+                "answers 413 Content Too Large. Ask about a smaller image, or a part of it: "
+                "image.crop((left, top, right, bottom)).",
             ),
             (
                 response(status="307 Temporary Redirect", Location="https://evil/v1"),
@@ -876,6 +877,8 @@ class TestThinking:
             "session.retry() asks anew."
         )
         assert session.conversation().partial.thinking == "Hm"
+        server.answer(CHAT, stream(piece("A dog"), END))
+        assert session.retry().text == "A dog"
 
     def test_neither_does_every_server_carry_on_an_answer_without_thinking(self, session, server):
         server.answer(CHAT, stream(piece("The cat"), piece(ending="length")))
@@ -900,6 +903,9 @@ class TestThinking:
             "The answer was stopped while its model was thinking, and m does not think. "
             "To ask again: session.retry()."
         )
+        server.answer(CHAT, stream(piece("A dog"), END))
+        assert session.retry().text == "A dog"
+        server.answer(CHAT, stream(piece("A"), piece(ending="length")))
         assert session.ask("Q?", thinking=False).finish_reason == "length"
 
 

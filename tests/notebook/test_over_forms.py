@@ -135,6 +135,8 @@ class TestJson:
     def test_an_answer_that_was_cut_off_says_so(self, session):
         (row,) = ask(session, ["Shape?"], format="json", max_tokens=3)
         assert row.error == f"{NONE}. It was cut off at the token limit: allow more (max_tokens)."
+        (row,) = ask(session, ["Shape?"], format="json", max_tokens=40)
+        assert row.value == {"shape": "circle"}
 
     def test_prose_has_no_values(self, session):
         found = ask(session, pd.Series(["Shape?"]), format="text")

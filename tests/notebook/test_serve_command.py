@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import signal
 import socket
 import stat
@@ -244,6 +245,15 @@ def test_a_port_that_is_taken(run, port):
         line = f"%glm4v serve demo --engine own --port {taken}"
         advice = run(line, fails=True).partition("To ask what is there: ")[2]
         assert "Connected to" in run(advice.strip().removesuffix("."))
+        run("%glm4v unload")
+
+
+def test_a_server_that_runs_already_is_asked(run):
+    with scripted_server() as there:
+        there.answer(MODELS, models("m"))
+        said = run(f"%glm4v serve {there.url}", fails=True)
+        (advised,) = re.findall(r"To ask it: (%glm4v load \S+)\.", said)
+        assert "Connected to" in run(advised)
         run("%glm4v unload")
 
 

@@ -90,8 +90,10 @@ ELSEWHERE = {
         "session/test_session_chats.py::test_where_an_interrupt_leaves_an_answer_is_said"
     ),
     "base_not_here": "checkpoints/test_adapters.py::test_doctor_says_the_whole_advice",
-    "chat_not_begun": "session/test_chats.py::test_unknown_chats_are_named_with_what_there_is",
-    "image_too_large_for_server": "engines/test_server_engine.py::test_a_status",
+    "chat_not_begun": ("project/test_advice_followed.py::test_a_chat_that_was_not_begun_is_begun"),
+    "image_too_large_for_server": (
+        "project/test_advice_followed.py::test_a_smaller_image_or_a_part_of_it_is_sent_to_a_server"
+    ),
     "interrupted_after_the_answer": (
         "session/test_session_chats.py::test_where_an_interrupt_leaves_an_answer_is_said"
     ),
@@ -126,12 +128,12 @@ ELSEWHERE = {
         "notebook/test_video_cell.py::test_a_clip_that_is_too_long_is_looked_at_less_often"
     ),
     "name_column": (
-        "notebook/test_over.py::test_what_concerns_every_row_is_refused_before_anything_runs"
+        "project/test_advice_followed.py::test_one_of_several_columns_of_images_is_named"
     ),
     "not_on_virtual_gpus": (
         "checkpoints/test_quantised_before.py::test_virtual_gpus_refuse_what_only_real_ones_hold"
     ),
-    "of_cogvlm": "remote_code/test_patch.py::test_it_says_which_transformers_run_the_code",
+    "of_cogvlm": "remote_code/test_patch.py::test_the_towers_of_cogvlm2_and_cogagent",
     "port_not_usable": (
         "server/test_command.py::test_a_port_that_another_opens_while_the_model_loads"
     ),
@@ -154,19 +156,25 @@ ELSEWHERE = {
         "engines/test_server_engine.py::test_a_server_that_does_not_carry_it_on_is_understood"
     ),
     "server_has_many_models": (
-        "engines/test_server_engine.py::test_our_own_server_serves_what_it_lists_and_no_other"
+        "project/test_advice_followed.py::test_a_model_of_a_server_is_named_or_started"
     ),
-    "server_has_no_model": "engines/test_server_engine.py::test_what_is_no_such_server",
-    "server_is_silent": "engines/test_server_engine.py::test_a_list_that_does_not_come",
+    "server_has_no_model": (
+        "project/test_advice_followed.py::test_a_model_of_a_server_is_named_or_started"
+    ),
+    "server_is_silent": ("project/test_advice_followed.py::test_a_slow_server_is_given_longer"),
     "take_the_original": (
-        "checkpoints/test_quantised_before.py::test_others_are_named_with_the_way_out"
+        "checkpoints/test_quantised_before.py::test_the_original_is_made_as_small_as_it_is_loaded"
     ),
     "thinking_cannot_go_on": "engines/test_server_engine.py::test_a_model_that_does_not_think",
-    "too_many_images": "notebook/test_over.py::test_a_failure_is_worded_for_a_cell",
+    "too_many_images": (
+        "project/test_advice_followed.py::test_a_folder_and_many_images_are_asked_about_one_by_one"
+    ),
     "trace_interrupted": (
         "inspect/test_tracing.py::test_the_model_is_as_before_whatever_ends_the_block"
     ),
-    "folder_of_images": "notebook/test_over.py::test_a_failure_is_worded_for_a_cell",
+    "folder_of_images": (
+        "project/test_advice_followed.py::test_a_folder_and_many_images_are_asked_about_one_by_one"
+    ),
     "four_bit_weights_fit": (
         "notebook/test_engine_flags.py::test_every_way_out_of_vllm_can_be_taken"
     ),
@@ -210,16 +218,9 @@ SENTENCES_OF_OTHERS = {
     "Choose another (--port). To ask what is there: %glm4v load {}.": (
         "notebook/test_serve_command.py::test_a_port_that_is_taken"
     ),
-    "Give another name, or wait for its end.": (
-        "mapping/test_row_file.py::test_two_runs_do_not_write_one_file"
-    ),
-    "Name a file that is to be written.": (
-        "mapping/test_row_file.py::test_a_folder_that_is_made_first_takes_a_file"
-    ),
     "Shorten it, or start a new conversation.": (
         "project/test_advice_asked.py::test_a_prompt_that_is_too_long"
     ),
-    "Make it first.": ("mapping/test_row_file.py::test_a_folder_that_is_made_first_takes_a_file"),
     "Is it running there? Leave the address out to use this machine alone.": (
         "engines/test_replicas_shut_down.py::"
         "test_a_ray_that_is_shut_down_is_told_of_and_each_way_out_works"
@@ -249,17 +250,12 @@ SENTENCES_OF_OTHERS = {
         "checkpoints/test_adapters.py::"
         "test_without_peft_the_extra_is_named_before_anything_is_released"
     ),
-    "Move it elsewhere, or give another name.": (
-        "mapping/test_row_file.py::test_files_of_others_are_left_alone"
-    ),
-    "Its name ends in {}.": (
-        "mapping/test_row_file.py::"
-        "test_a_name_that_cannot_be_written_is_refused_before_anything_is_asked"
-    ),
     "Leave the address out, or call ray.shutdown() first.": (
         "engines/test_replicas.py::test_another_cluster_than_the_users"
     ),
-    "To ask it: %glm4v load {}.": "notebook/test_serve_command.py::test_refusals",
+    "To ask it: %glm4v load {}.": (
+        "notebook/test_serve_command.py::test_a_server_that_runs_already_is_asked"
+    ),
     "Load it again.": (
         "session/test_load_forms.py::"
         "test_a_model_whose_virtual_gpus_are_gone_says_so_and_can_be_loaded_again"
@@ -1007,11 +1003,12 @@ def words_of(text: str) -> str:
 
 
 def runs(text: str) -> set[str]:
-    """Return every three words in a row of a sentence, none across a value in it."""
+    """Return every four words in a row of a sentence, or a shorter part between values."""
     found = set()
     for part in re.split(r"\{[^}]*\}", text):
         words = words_of(part).split()
-        found |= {" ".join(words[n : n + 3]) for n in range(max(len(words) - 2, len(words) == 2))}
+        some = min(len(words), 4)
+        found |= {" ".join(words[n : n + some]) for n in range(len(words) - some + 1) if some > 1}
     return found
 
 
@@ -1035,7 +1032,7 @@ def sentences_of(code: str) -> list[str]:
 
 
 def is_taken_in(advice: str, test: str) -> bool:
-    """Tell whether a test holds a code, or three words in a row of the sentence."""
+    """Tell whether a test holds a code, or four words in a row of the sentence."""
     quoted = quoted_in(test)
     said = sentences_of(advice) or [advice]
     return advice in quoted.split() or any(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
+import re
 import shutil
 import stat
 import subprocess
@@ -16,6 +18,7 @@ import pytest
 import torch
 from standins import eva2clip_splits as splits
 
+from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.remote_code import patch as command
 from glm4v_magic.remote_code.source_patch import plan_patch, write_patch
@@ -897,10 +900,12 @@ POSITION = {
 
 
 @pytest.mark.parametrize("model", ["cogvlm", "cogagent"])
-def test_the_towers_of_cogvlm2_and_cogagent(tmp_path, model):
+def test_the_towers_of_cogvlm2_and_cogagent(tmp_path, model, capsys):
     visual = VISUAL if model == "cogvlm" else replaced(VISUAL, POSITION)
     (tmp_path / "visual.py").write_bytes(visual)
     (tmp_path / f"modeling_{model}.py").write_bytes(b"# moves the features itself\n")
+    name = {"cogvlm": "CogVLMForCausalLM", "cogagent": "CogAgentForCausalLM"}[model]
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [name]}))
     changes = CHANGES
     if model == "cogagent":
         changes = {**changes, "self.pos_embed.unsqueeze(0)": (
@@ -912,7 +917,12 @@ def test_the_towers_of_cogvlm2_and_cogagent(tmp_path, model):
             b"        seen = self.vit(pixels)\n"
             b"        return seen + self.pos_embed.unsqueeze(0)\n"
         )
-    patched(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        resolve(tmp_path)
+    (advised,) = re.findall(r"python -m (\S+) FOLDER", str(caught.value))
+    assert advised == command.__name__
+    assert command.main([str(tmp_path)]) == 0  # as it says
+    assert "4.42 to 4.48" in capsys.readouterr().out
     assert (tmp_path / "visual.py").read_bytes() == replaced(visual, changes)
     if model == "cogagent":
         assert (

@@ -62,6 +62,15 @@ class TestCommandLine:
             session = loaded("demo")
             monkeypatch.setattr(command, "load", load)
             assert command.main(["demo", "--port", str(other.port)]) == 1
+            monkeypatch.setattr(command, "load", lambda *_, **__: session)
+            opened = []  # another port, and any free one
+            monkeypatch.setattr(Server, "serve", lambda server: opened.append(server.port))
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                another = free.getsockname()[1]
+            for port in (another, 0):
+                assert command.main(["demo", "--port", str(port)]) == 0
+            assert opened[0] == another
+            assert opened[1] not in {0, other.port}
         said = capsys.readouterr().err
         assert re.fullmatch(
             rf"Port {other.port} of 127.0.0.1 cannot be used: Address already in use\. "

@@ -298,11 +298,31 @@ def _require_same(address: str | None) -> None:
     if address in (None, "auto"):
         return
     here = ray.get_runtime_context().gcs_address
-    if here != address:
+    if not _are_one(here, address):
         what = f"This process is connected to the Ray cluster at {here}, not to {address}."
         if _users:
             raise OptionError(what, code="other_cluster")
         raise OptionError(what, "Leave the address out, or call ray.shutdown() first.")
+
+
+def _are_one(here: str, address: str) -> bool:
+    """Tell whether two addresses lead to one place.
+
+    Ray tells a number where a user gave a name, and this machine's in its network for a loopback.
+    """
+    (one, _, port), (other, _, other_port) = here.rpartition(":"), address.rpartition(":")
+    if port != other_port:
+        return False
+    places, others = _numbers_of(one), _numbers_of(other)
+    mine = {each.address for found in psutil.net_if_addrs().values() for each in found}
+    return bool(places & others or (places & mine and others & mine))
+
+
+def _numbers_of(host: str) -> set[str]:
+    host = host.strip("[]")
+    with contextlib.suppress(OSError):
+        return {str(found[4][0]) for found in socket.getaddrinfo(host, None)}
+    return {host}
 
 
 def _require_open(address: str) -> None:
