@@ -51,9 +51,12 @@ class Starting:
 
     Attributes:
         library: its name, such as ``PyTorch``.
+        goes_on: whether an interrupt leaves it to go on in the background, as imports do; processes
+            that are being started are ended.
     """
 
     library: str
+    goes_on: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.option import has_type
 from glm4v_magic.core.option_forms import integer_in, number_in, pins_of, size_in, sizes_of
-from glm4v_magic.core.wording import narrowed
+from glm4v_magic.core.wording import narrowed, split_at_commas
 
 __all__ = [
     "is_choices",
@@ -53,8 +53,7 @@ def read_choices(text: str) -> tuple[str, ...]:
         parts = value if isinstance(value, list | tuple) else (value,)
         if all(isinstance(part, str) for part in parts):
             return tuple(parts)
-    comma = "," if "," in text else "[，、]"
-    return tuple(part.strip() for part in re.split(comma, text))
+    return tuple(split_at_commas(text))
 
 
 def is_unicode(text: str) -> bool:

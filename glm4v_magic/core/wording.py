@@ -22,6 +22,7 @@ __all__ = [
     "readable_count",
     "readable_seconds",
     "sized",
+    "split_at_commas",
 ]
 
 
@@ -36,6 +37,11 @@ def narrowed(text: str) -> str:
     The comma of enumerations, ``、``, becomes a comma, too.
     """
     return text.translate(_NARROW)
+
+
+def split_at_commas(text: str) -> list[str]:
+    """Split at commas, or at those of Chinese keyboards if a text has no other."""
+    return [part.strip() for part in re.split("," if "," in text else "[，、]", text)]
 
 
 _NARROW = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " ", 0x3001: ","}

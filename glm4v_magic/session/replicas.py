@@ -92,8 +92,8 @@ def prepare(
     address = None if choice.cluster is None else cluster.read_cluster(choice.cluster)
     found.require_usable()
     for _ in import_slowly("ray", "glm4v_magic.engines.replicas.engine"):
-        yield Starting("Ray")
-    yield Starting("Ray")
+        yield Starting("Ray", goes_on=False)
+    yield Starting("Ray", goes_on=False)
     joined = cluster.connect(address)
     try:
         places = _places(found, choice)

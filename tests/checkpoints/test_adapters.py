@@ -505,6 +505,21 @@ def test_a_session_takes_it_and_notices_when_it_changes(adapter):
     plain.unload()
 
 
+def test_a_server_takes_the_adapter_of_the_model_in_use(adapter, run):
+    model = golden.CHECKPOINT
+    run(f"%glm4v load {model} --lora {adapter} --gpus cpu")
+    try:
+        others = "%glm4v serve --engine vllm --print"
+        screen = run(others, fails=True)
+        assert f"{model} was loaded with --lora {adapter}, which is of our own server." in screen
+        assert f"Take --engine own, or name {model} in the line, without it." in screen
+        assert f"--lora {adapter}" in run(others.replace("vllm", "own"))
+        assert f"vllm serve {model} " in run(others.replace("serve", f"serve {model}"))
+    finally:
+        run("%glm4v unload")
+        run("%glm4v load demo")
+
+
 def test_weights_of_an_adapter_in_a_pickle_and_with_its_name(adapter):
     expected = resolve(adapter).load(dtype=torch.float32).model.state_dict()
     file = adapter / "adapter_model.safetensors"

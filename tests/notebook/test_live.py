@@ -8,7 +8,7 @@ import pytest
 from IPython.utils.capture import capture_output
 
 from glm4v_magic.core.conversation import Answer, Usage
-from glm4v_magic.core.events import RowDone, Text, Waiting
+from glm4v_magic.core.events import RowDone, Starting, Text, Waiting
 from glm4v_magic.core.rows import AnsweredRow, Progress
 from glm4v_magic.notebook.live.board import NotebookBoard, TerminalBoard
 from glm4v_magic.notebook.live.output import Head
@@ -80,7 +80,7 @@ def test_a_load_that_is_refused_leaves_no_word_of_a_start(shell, error, said):
     screen = NotebookScreen("demo")
     with capture_output() as captured, contextlib.suppress(error):
         try:
-            screen.starting("PyTorch")
+            screen.starting(Starting("PyTorch"))
             raise error
         finally:
             screen.close()

@@ -53,6 +53,11 @@ def test_without_a_model_it_is_that_of_the_model_in_use(run, tuned):
         assert planned(run, "") == checked(run, "") == 128
         assert planned(run, "--revision main") == planned(run, tuned) == 256
         assert "128 tokens" in run("%glm4v devices")
+        for engine in ("own", "vllm"):
+            line = f"--engine {engine} --print"
+            assert "--revision v1" in run(f"%glm4v serve {line}")
+            assert "--revision main" in run(f"%glm4v serve --revision main {line}")
+            assert "--revision" not in run(f"%glm4v serve {tuned} {line}")
     finally:
         run("%glm4v unload")
     assert planned(run, "") == 128  # the next question loads it

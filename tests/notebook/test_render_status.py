@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from glm4v_magic.core.conversation import Answer, Usage
+from glm4v_magic.core.events import Starting
 from glm4v_magic.core.model import EngineInfo, LoadProgress
 from glm4v_magic.core.wording import (
     counted,
@@ -21,6 +22,7 @@ from glm4v_magic.notebook.render.progress import (
     loading_line,
     progress_bundle,
     starting_line,
+    stopped_line,
 )
 from glm4v_magic.notebook.render.status import status_bundle, status_rows
 
@@ -38,10 +40,8 @@ INFO = EngineInfo(
 
 
 def test_what_is_left_of_a_start_that_was_stopped_is_true():
-    assert "PyTorch is still starting, in the background" in starting_line(
-        "PyTorch", is_stopped=True
-    )
-    assert starting_line("Ray", is_stopped=True) == "Ray was being started."  # and is ended
+    assert "PyTorch is still starting, in the background" in stopped_line(Starting("PyTorch"))
+    assert stopped_line(Starting("Ray", goes_on=False)) == "Ray was being started."  # and is ended
     assert starting_line("Ray") == "Starting Ray ..."
 
 

@@ -15,6 +15,7 @@ from glm4v_magic.core.options import check, of_python
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.typed_options import as_typed, flags_of, read_text
 from glm4v_magic.core.video import SourcedVideo
+from glm4v_magic.core.wording import split_at_commas
 from glm4v_magic.images import SourcedImage
 from glm4v_magic.images.words import is_lookup, looked_up
 from glm4v_magic.notebook.commands.context import Context
@@ -126,8 +127,7 @@ def _settings(word: str, names: Mapping[str, Any]) -> object:
         return names[word]
     if is_lookup(word, names) and isinstance(found := looked_up(word, names), list | tuple):
         return found
-    comma = "," if "," in word else "[，、]"
-    return [_setting(each.strip(), names) for each in re.split(comma, word)]
+    return [_setting(each, names) for each in split_at_commas(word)]
 
 
 def _setting(text: str, names: Mapping[str, Any]) -> dict[str, Any]:

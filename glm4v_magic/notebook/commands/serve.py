@@ -85,7 +85,8 @@ def serve(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
             f"To ask it: %glm4v load {model}.",
         )
     place = _place(arguments)
-    command = _command(engine, model, arguments, place)
+    made_of = context.made_of(arguments)
+    command = _command(engine, model, arguments, made_of, place)
     if arguments.print:
         print(command)  # noqa: T201  to be copied, as it is
         for note in command.notes:
@@ -179,26 +180,36 @@ def _is_host(place: _Place) -> bool:
     return bool(url.host) and port == place.port and url.path == "/v1" and not url.userinfo
 
 
-def _command(engine: str, model: str, arguments: Namespace, here: _Place) -> EngineCommand:
+def _command(
+    engine: str, model: str, arguments: Namespace, made_of: Mapping[str, Any], here: _Place
+) -> EngineCommand:
     given = placement_options(arguments)
     options = as_options(given)
+    values = {option.name: getattr(arguments, option.name) for option in of_command("serve")}
+    values |= made_of
     if engine == "own":
-        _refuse_as_the_server_would(model, arguments, options)
+        _refuse_as_the_server_would(model, values["device_map"], made_of, options)
         own = option_words(options)
         for option in of_command("serve"):
-            value = getattr(arguments, option.name)
+            value = values[option.name]
             is_plain = isinstance(value, str | int | float) and value is not False
             if option.name not in PlacementFields.__dataclass_fields__ and is_plain:
                 own += [flags_of(option)[-1], str(value)]
         wanted = Wanted(model, {}, None, None, 1, None, None, here.host, here.port, own=own)
         return command_of(engine, wanted)
     for name in _OURS:
-        if getattr(arguments, name) is not None:
+        if values[name] is not None:
             spelled = flags_of(next(o for o in of_command("serve") if o.name == name))[-1]
+            if getattr(arguments, name) is None:
+                raise OptionError(
+                    f"{printable(model)} was loaded with {spelled} {printable(values[name])}, "
+                    "which is of our own server.",
+                    f"Take --engine own, or name {printable(model)} in the line, without it.",
+                )
             raise OptionError(
                 f"{spelled} is of our own server.", "Leave it out, or take --engine own."
             )
-    found, sizes = _architecture(model, arguments.revision)
+    found, sizes = _architecture(model, values["revision"])
     gpus = gpus_here() if options.gpus is None else parse_gpus(options.gpus)
     wanted = Wanted(
         _known_to_all(model),
@@ -207,7 +218,7 @@ def _command(engine: str, model: str, arguments: Namespace, here: _Place) -> Eng
         options.context,
         options.images,
         options.quantize,
-        arguments.revision,
+        values["revision"],
         here.host,
         here.port,
         thinks=found.thinks,
@@ -219,15 +230,15 @@ def _command(engine: str, model: str, arguments: Namespace, here: _Place) -> Eng
 
 
 def _refuse_as_the_server_would(
-    model: str, arguments: Namespace, options: PlacementOptions
+    model: str, word: str | None, made_of: Mapping[str, Any], options: PlacementOptions
 ) -> None:
     """Raise what our own server says of GPUs that are described, or of a plan, when it starts.
 
     What is not here, such as files of another machine, is left to it.
     """
-    word = arguments.device_map
-    is_here = word is not None and is_file(expanded(word))
-    given = read_given(word) if is_here else None
+    given = None
+    if word is not None and is_file(expanded(word)):
+        given = read_given(word)
     if options.gpus is not None:
         gpus = parse_gpus(options.gpus)
     elif isinstance(given, Plan):
@@ -236,7 +247,6 @@ def _refuse_as_the_server_would(
         return
     if given is None and word is not None:
         return
-    made_of = {name: getattr(arguments, name) for name in ("revision", "base", "lora")}
     try:
         found = architecture(model, **made_of)
     except CheckpointError:

@@ -44,6 +44,7 @@ from glm4v_magic.notebook.render.progress import (
     loading_line,
     progress_bundle,
     starting_line,
+    stopped_line,
     waiting_line,
 )
 
@@ -72,7 +73,7 @@ class Screen:
         """Show an event; called with each event, in order."""
         match event:
             case Starting():
-                self.starting(event.library)
+                self.starting(event)
             case Loading():
                 self.loading(event.progress)
             case Waiting():
@@ -92,7 +93,7 @@ class Screen:
             case Correcting():
                 self.begun(f"\n\n[{event.fault} It is asked once more.]\n\n")
 
-    def starting(self, library: str) -> None:
+    def starting(self, event: Starting) -> None:
         """Called repeatedly while a library is imported."""
 
     def loading(self, progress: LoadProgress) -> None:
@@ -202,7 +203,7 @@ class NotebookScreen(Screen):
         self._button = bar
         self._bar = Output() if bar is None else bar
         self._pace = Pace()
-        self._library = ""  # that is being imported
+        self._starting: Starting | None = None  # until that is done
         self._progress: LoadProgress | None = None
         self._waiting: Waiting | None = None
         self._is_ready = False
@@ -210,18 +211,18 @@ class NotebookScreen(Screen):
         self._rate = Rate()
         self._answer = LiveAnswer(Output().show, form=form, told=self._told)
 
-    def starting(self, library: str) -> None:
+    def starting(self, event: Starting) -> None:
         """Name the library in place of the bar."""
-        if not self._library:
-            self._library, self._since = library, time.monotonic()
-            self._bar.show(line_bundle(starting_line(library)))
+        if self._starting is None:
+            self._starting, self._since = event, time.monotonic()
+            self._bar.show(line_bundle(starting_line(event.library)))
         self.stop_if_pressed()
 
     def loading(self, progress: LoadProgress) -> None:
         """Move the bar."""
         if self._since is None:
             self._since = time.monotonic()
-        self._library = ""
+        self._starting = None
         self._progress = progress
         if self._pace.due():
             self._bar.show(
@@ -254,7 +255,7 @@ class NotebookScreen(Screen):
             self._end_bar(waiting_line(self._waiting.on, self._waiting.seconds))
 
     def _end_bar(self, line: str) -> None:
-        self._progress, self._since, self._library, self._waiting = None, None, "", None
+        self._progress, self._since, self._starting, self._waiting = None, None, None, None
         if self._button is None:
             self._bar.show(line_bundle(line))
         else:
@@ -315,10 +316,9 @@ class NotebookScreen(Screen):
         if self._progress is not None:
             done, total = self._progress.done_bytes, self._progress.total_bytes
             self._end_bar(f"{loading_line(self._model, done, total)}, not finished.")
-        elif self._library:
+        elif self._starting is not None:
             is_stopped = isinstance(sys.exception(), KeyboardInterrupt)
-            stopped = starting_line(self._library, is_stopped=True)
-            self._end_bar(stopped if is_stopped else "Nothing was loaded.")
+            self._end_bar(stopped_line(self._starting) if is_stopped else "Nothing was loaded.")
         self._end_waiting()
         self._answer.close()
         if self._head is not None:
@@ -331,18 +331,18 @@ class TerminalScreen(Screen):
     def __init__(self, model: str, told: set[str] | None = None) -> None:
         super().__init__(told)
         self._model = model
-        self._library = ""
+        self._is_starting = False
         self._since: float | None = None
         self._is_ready = self._said_released = False
         self._in_line = False
         self._is_thinking = False
         self._held = ""  # white space of the thinking
 
-    def starting(self, library: str) -> None:
+    def starting(self, event: Starting) -> None:
         """Say once that this takes a while."""
-        if not self._library:
-            self._library = library
-            _say(starting_line(library))
+        if not self._is_starting:
+            self._is_starting = True
+            _say(starting_line(event.library))
 
     def loading(self, progress: LoadProgress) -> None:
         """Say once that this takes a while."""

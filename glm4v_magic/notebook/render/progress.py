@@ -9,9 +9,17 @@ from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
+    from glm4v_magic.core.events import Starting
     from glm4v_magic.core.model import EngineInfo, LoadProgress
 
-__all__ = ["line_bundle", "loaded_line", "loading_line", "progress_bundle", "starting_line"]
+__all__ = [
+    "line_bundle",
+    "loaded_line",
+    "loading_line",
+    "progress_bundle",
+    "starting_line",
+    "stopped_line",
+]
 
 
 def loading_line(
@@ -63,13 +71,16 @@ def progress_bundle(
     return {"text/plain": line, "text/html": html}
 
 
-def starting_line(library: str, *, is_stopped: bool = False) -> str:
-    """Return the line shown while a library is imported, or left when that was stopped."""
-    if is_stopped and library == "Ray":  # its processes are ended, whatever is imported meanwhile
-        return "Ray was being started."
-    if is_stopped:
-        return f"{library} is still starting, in the background; the next question waits for it."
+def starting_line(library: str) -> str:
+    """Return the line shown while a library is imported."""
     return f"Starting {library} ..."
+
+
+def stopped_line(event: Starting) -> str:
+    """Return the line left of it when that was stopped."""
+    if not event.goes_on:
+        return f"{event.library} was being started."
+    return f"{event.library} is still starting, in the background; the next question waits for it."
 
 
 def loaded_line(info: EngineInfo, seconds: float) -> str:
