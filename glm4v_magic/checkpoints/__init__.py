@@ -157,7 +157,7 @@ def resolve(
     fault: CheckpointError | None = None
     for folder in source.place.folders:
         try:
-            return _open(source, folder)
+            return _opened(source, folder)
         except CheckpointError as error:
             fault = fault or error
     # What is in the cache may be a download that was interrupted.
@@ -168,8 +168,14 @@ def resolve(
         with source.naming_adapter():
             _require_known(hub.download_config(repository, source.revision))  # before its weights
             folder = hub.download(repository, source.revision)
-        return _open(source, folder)
+        return _opened(source, folder)
     raise source.missing()
+
+
+def _opened(source: Source, folder: Path) -> Checkpoint:
+    opened = _open(source, folder)
+    opened.architecture.made_of = source.made_of
+    return opened
 
 
 def _open(source: Source, folder: Path) -> Checkpoint:

@@ -67,11 +67,14 @@ def architecture(
     name = place.published.name if is_own and place.published is not None else found.name
     for folder in place.folders:
         if not place.in_cache or (folder / "config.json").is_file():
-            return _read(name if is_own else text, folder / "config.json", found, tries_adapter)
+            read = _read(name if is_own else text, folder / "config.json", found, tries_adapter)
+            read.made_of = found.made_of
+            return read
     if place.published is not None and place.published.configured_as is not None:
         files = resources.files("glm4v_magic.checkpoints") / "published"
         with resources.as_file(files / f"{place.published.configured_as}.json") as file:
             made = _read(name, file)
+        made.made_of = found.made_of
         if found.revision is not None and found.revision not in MAIN_BRANCHES:
             made.unseen_revision = found.revision
         return made

@@ -18,6 +18,7 @@ from glm4v_magic.checkpoints.names import named, named_in_path
 from glm4v_magic.checkpoints.places import Place, find_place, not_found
 from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.hub_page import is_hub_page, read_hub_page
+from glm4v_magic.core.model_shape import MadeOf
 from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.imports import import_whole
@@ -46,6 +47,7 @@ class Source:
         adapter: adapter to merge into them; ``None`` without one.
         base: what the base of the adapter is called, by itself or by the user; empty if the adapter
             was given for a model.
+        made_of: what was given beside the name to find it, see `core.model_shape.MadeOf`.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Source:
     revision: str | None = None
     adapter: Adapter | None = None
     base: str = ""
+    made_of: MadeOf = ()
 
     @property
     def other_base(self) -> str:
@@ -145,6 +148,24 @@ def find_source(
         OptionError: if `base` or `lora` have no meaning here.
     """
     text, revision = _repository(text, revision)
+    found = _found(text, revision, base, lora, fetch)
+    made_of: MadeOf = ()
+    if revision is not None:
+        made_of = (*made_of, ("revision", revision))
+    if base is not None:
+        made_of = (*made_of, ("base", os.fspath(base)))
+    if lora is not None:
+        made_of = (*made_of, ("lora", os.fspath(lora)))
+    return replace(found, made_of=made_of)
+
+
+def _found(
+    text: str,
+    revision: str | None,
+    base: str | os.PathLike[str] | None,
+    lora: str | os.PathLike[str] | None,
+    fetch: Fetch | None,
+) -> Source:
     place = _with_adapter(find_place(text, revision), revision, fetch)
     for folder in place.folders:
         _require_config(folder)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from glm4v_magic.core.model_shape import ModelShape, ModuleTree
+from glm4v_magic.core.model_shape import MadeOf, ModelShape, ModuleTree
 from glm4v_magic.core.options import Quantization
 from glm4v_magic.core.placement import GivenMap, Place, PlacementOptions
 from glm4v_magic.core.plan import Plan
@@ -205,6 +205,7 @@ class Architecture(Protocol):
         max_images: maximum number of images in a row; ``None`` for no limit.
         thinks: whether the model can think before it answers.
         unseen_revision: revision that was asked for, but is not here; see `ModelShape`.
+        made_of: what was given beside its name to find it.
     """
 
     name: str
@@ -212,6 +213,7 @@ class Architecture(Protocol):
     max_images: int | None
     thinks: bool
     unseen_revision: str
+    made_of: MadeOf
 
     def shape(self) -> ModelShape:
         """Return the model's sizes; imports no torch."""

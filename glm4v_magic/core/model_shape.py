@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.options import DTYPES, OPTIONS, Quantization, check
@@ -17,6 +17,7 @@ __all__ = [
     "DTYPE_BYTES",
     "Activation",
     "Kind",
+    "MadeOf",
     "ModelShape",
     "ModuleTree",
     "PackedMatrix",
@@ -26,6 +27,9 @@ __all__ = [
     "require_architecture",
     "require_shape",
 ]
+
+MadeOf: TypeAlias = tuple[tuple[Literal["revision", "base", "lora"], str], ...]
+"""What a model is made of beside its name: the revision, base and adapter that were given."""
 
 DTYPE_BYTES = dict(zip(DTYPES, (2, 2, 4), strict=True))
 
@@ -234,6 +238,7 @@ class ModelShape:
         masks_pairs: whether a batch of rows of different lengths has a mask of all pairs of tokens.
         unseen_revision: revision that was asked for, but is not here, so that these are the sizes
             of the published main branch; empty for none.
+        made_of: what was given beside its name to find it.
     """
 
     name: str
@@ -254,6 +259,7 @@ class ModelShape:
     tower_first: bool = False
     masks_pairs: bool = True
     unseen_revision: str = ""
+    made_of: MadeOf = ()
 
     @property
     def image_tokens(self) -> int:

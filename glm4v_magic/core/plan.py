@@ -12,7 +12,7 @@ from pathlib import Path
 
 from glm4v_magic.core import plan_text
 from glm4v_magic.core.errors import OptionError
-from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.core.model_shape import MadeOf, Workload
 from glm4v_magic.core.options import MemorySizes, check
 from glm4v_magic.core.remarks import PYTHON, Remark
 from glm4v_magic.core.speed import SpeedLimit
@@ -58,6 +58,7 @@ class Plan:
             `core.remarks.worded` puts a note into words.
         limits: further options that it was made with.
         speed: the least times that its GPUs allow; ``None`` on the CPU.
+        made_of: what finds the model beside its name, such as an adapter.
     """
 
     model: str
@@ -67,6 +68,7 @@ class Plan:
     notes: tuple[Remark, ...] = ()
     limits: Limits = Limits()
     speed: SpeedLimit | None = None
+    made_of: MadeOf = ()
 
     @property
     def fullest(self) -> Stage:

@@ -217,14 +217,22 @@ def _on_cpu(shape: ModelShape, workload: Workload, objective: Objective) -> Plan
         cache,
         max(0, needed([item_of(unit) for unit in units]) - weights - cache),
     )
-    return Plan(shape.name, workload, objective, (stage,))
+    return Plan(shape.name, workload, objective, (stage,), made_of=shape.made_of)
 
 
 def _described(task: Task, split: Split) -> Plan:
     stages = _stages(task, split)
     speed = speed_limit(task.shape, stages, task.gpus, task.workload)
     notes = (*_notes(task, split), *_notes_on_speed(task, split, speed))
-    return Plan(task.shape.name, task.workload, task.objective, stages, notes, speed=speed)
+    return Plan(
+        task.shape.name,
+        task.workload,
+        task.objective,
+        stages,
+        notes,
+        speed=speed,
+        made_of=task.shape.made_of,
+    )
 
 
 def _stages(task: Task, split: Split) -> tuple[Stage, ...]:

@@ -91,8 +91,9 @@ class ModelInUse:
         key, that is read from the environment variable ``GLM4V_API_KEY``.
 
         Args:
-            model: folder, id of a repository on the hub, ``demo`` (the default), or the address of
-                a server that speaks OpenAI's protocol. The folder may be that of an adapter.
+            model: folder, id of a repository on the hub, ``demo``, or the address of a server that
+                speaks OpenAI's protocol. The folder may be that of an adapter. The default is the
+                model of a plan that is given as `device_map`, or else ``demo``.
             options: where it goes, and which of several models it is.
 
         Raises:

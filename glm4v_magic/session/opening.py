@@ -20,6 +20,7 @@ from glm4v_magic.core.events import Loading, Starting, Waiting
 from glm4v_magic.core.model import LoadProgress, ModelChoice
 from glm4v_magic.core.options import taken
 from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.server_address import ServerAddress, is_address, read_address
 from glm4v_magic.imports import import_slowly, is_imported
 from glm4v_magic.outside import path_text, require_current_folder
@@ -28,7 +29,6 @@ from glm4v_magic.session import replicas
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints import Checkpoint
     from glm4v_magic.core.gpu_spec import GPU
-    from glm4v_magic.core.plan import Plan
     from glm4v_magic.dispatch.activity import ActivityRecorder
     from glm4v_magic.engines import Engine
     from glm4v_magic.planning.decision import Placement
@@ -50,7 +50,10 @@ _OF_A_CHOICE = (
 
 
 def choice_of(model: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> ModelChoice:
-    """Return a model with options of `Session.load` as a choice."""
+    """Return a model with options of `Session.load` as a choice.
+
+    Without a model it is the one of the plan that is given, if one is, and the demo otherwise.
+    """
     given = dict(options)
     for name in ("base", "lora"):
         if given.get(name) is not None:
@@ -59,7 +62,10 @@ def choice_of(model: str | os.PathLike[str] | None, options: Mapping[str, Any]) 
         from glm4v_magic.planning.files import read_given
 
         # Read here, because a file may have changed since a model was loaded by it.
-        given["device_map"] = read_given(given["device_map"])
+        plan = given["device_map"] = read_given(given["device_map"])
+        if model is None and isinstance(plan, Plan):
+            model = plan.model
+            given = {**dict(plan.made_of), **given}
     return ModelChoice(
         model=None if model is None else path_text(model, "The model", OptionError),
         options=taken(PlacementOptions, given),

@@ -20,7 +20,7 @@ from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.glm4v_9b import layout
 from glm4v_magic.core.conversation import Conversation, Message, Request
-from glm4v_magic.core.errors import CheckpointError, OptionError
+from glm4v_magic.core.errors import CheckpointError, DeviceMapError, OptionError
 from glm4v_magic.core.events import Finished
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.placement import PlacementOptions
@@ -29,6 +29,7 @@ from glm4v_magic.doctor import diagnose, gather
 from glm4v_magic.engines import local
 from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.planning.decision import Placement, decide
+from glm4v_magic.planning.files import read_given
 from glm4v_magic.session.session import Session
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
@@ -518,6 +519,37 @@ def test_a_server_takes_the_adapter_of_the_model_in_use(adapter, run):
     finally:
         run("%glm4v unload")
         run("%glm4v load demo")
+
+
+def test_a_plan_keeps_what_its_model_is_made_of(adapter, run, shell, tmp_path):
+    file = tmp_path / "plan.json"
+    line = f"made = %glm4v plan {golden.CHECKPOINT} --lora {adapter} --gpus 2x1GiB --save {file}"
+    run(line)
+    made = shell.user_ns["made"]
+    assert made.made_of == (("lora", str(adapter)),)
+    assert read_given(file) == made
+    run("%glm4v load demo --gpus cpu")
+    with VirtualGPUs("2x1GiB"):
+        for given in (made, file):
+            session = Session().load(device_map=given)
+            assert any("is merged into" in note for note in session.status().info.notes)
+            assert session.plan.made_of == made.made_of
+            session.unload()
+        for given in ("made", file):
+            run(f"%glm4v load --map {given}")
+            assert "is merged into" in (said := run("%glm4v status"))
+            assert str(golden.CHECKPOINT) in said
+            run(f"%glm4v load {golden.CHECKPOINT} --map {given}")
+            assert "is merged into" not in run("%glm4v status")
+            assert f"--lora {adapter}" in run(f"%glm4v serve --map {given} --print")
+            run("%glm4v load demo --gpus cpu")
+    assert str(golden.CHECKPOINT) in run(f"%glm4v check --map {file} --gpus 2x1GiB")
+    shutil.rmtree(adapter)
+    assert "adapter" in run(f"%glm4v check --map {file} --gpus 2x1GiB", fails=True)
+    changed = file.read_text().replace('"lora"', '"lora_"')
+    file.write_text(changed)
+    with pytest.raises(DeviceMapError, match="made_of"):
+        read_given(file)
 
 
 def test_weights_of_an_adapter_in_a_pickle_and_with_its_name(adapter):

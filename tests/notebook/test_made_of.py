@@ -42,9 +42,12 @@ def test_a_revision_is_of_all_commands(run, tuned, revision, context):
     assert f"{context} tokens" in run(f"%glm4v doctor {line} --gpus 1x1GiB")
     shown = run(f"%glm4v devices https://huggingface.co/{tuned}/tree/{revision} --gpus 2x1GiB")
     assert f"{context} tokens" in shown
-    assert run(f"%glm4v plan {tuned} --gpus 2x1GiB --json") == run(
-        f"%glm4v plan {tuned} --revision main --gpus 2x1GiB --json"
+    plain, of_main = (
+        json.loads(run(f"%glm4v plan {tuned} {given} --gpus 2x1GiB --json"))
+        for given in ("", "--revision main")
     )
+    assert (plain.pop("made_of"), of_main.pop("made_of")) == ([], [["revision", "main"]])
+    assert plain == of_main
 
 
 def test_without_a_model_it_is_that_of_the_model_in_use(run, tuned):
@@ -58,6 +61,11 @@ def test_without_a_model_it_is_that_of_the_model_in_use(run, tuned):
             assert "--revision v1" in run(f"%glm4v serve {line}")
             assert "--revision main" in run(f"%glm4v serve --revision main {line}")
             assert "--revision" not in run(f"%glm4v serve {tuned} {line}")
+        run("%glm4v load --dtype float16")  # which takes the model loaded last
+        assert "128 tokens" in run("%glm4v status")
+        run(f"%glm4v load {tuned} --dtype float16")
+        assert "256 tokens" in run("%glm4v status")
+        run(f"%glm4v load {tuned} --revision v1 --gpus cpu")
     finally:
         run("%glm4v unload")
     assert planned(run, "") == 128  # the next question loads it

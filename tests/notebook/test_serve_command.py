@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import shlex
 import signal
 import socket
 import stat
@@ -13,6 +14,7 @@ import time
 
 import psutil
 import pytest
+import torch
 from scripted_server import MODELS, models, scripted_server
 
 from glm4v_magic.checkpoints.places import find_place
@@ -20,6 +22,7 @@ from glm4v_magic.core.errors import EngineError
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.notebook.engine_commands import EngineCommand
 from glm4v_magic.notebook.launched import LaunchedServer
+from glm4v_magic.planning.files import read_given
 
 STANDIN = """#!{python}
 import json, sys, time
@@ -125,6 +128,23 @@ def test_print_refuses_what_our_own_server_would(run, tmp_path, monkeypatch):
         "GLM-4V-9B --map there.json --gpus 1x16GiB",
     ):
         assert "glm4v_magic.server" in run(f"%glm4v serve {line} --engine own --print")
+
+
+def test_a_map_or_plan_in_a_variable_reaches_the_server(run, shell, port):
+    shell.user_ns["parts"] = {"model": torch.device("cpu"), "lm_head": "cpu"}
+    run("made = %glm4v plan demo --gpus 2x1GiB")
+    shell.user_ns["empty"] = {}
+    on_cpu = {"model": "cpu", "lm_head": "cpu"}
+    for name, expected in (("parts", on_cpu), ("made", shell.user_ns["made"])):
+        words = shlex.split(run(f"%glm4v serve demo --map {name} --print"))
+        assert read_given(words[words.index("--map") + 1]) == expected
+    assert "The device map is empty" in run("%glm4v serve demo --map empty", fails=True)
+    run("%glm4v load demo-4.6v --gpus cpu")
+    assert "glm4v_magic.server demo --map" in run("%glm4v serve --map made --print")  # its model
+    screen = run(f"%glm4v serve demo --map parts --port {port}")
+    assert f"Our server serves demo at http://127.0.0.1:{port}/v1." in screen
+    run("%glm4v unload")
+    run("%glm4v load demo --gpus cpu")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from glm4v_magic.checkpoints.glm4v_9b.units import model_shape
 from glm4v_magic.checkpoints.packages import require_kernels
 from glm4v_magic.checkpoints.trained_names import plain_name
 from glm4v_magic.core.errors import CheckpointError, OptionError
+from glm4v_magic.core.model_shape import MadeOf
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +43,7 @@ class Glm4v9bArchitecture:
     max_images: int | None = 1
     thinks = False
     unseen_revision = ""
+    made_of: MadeOf = ()
 
     def __init__(
         self, name: str, config: dict[str, Any], where: str, packed: OwnWeights | None = None
@@ -75,7 +77,7 @@ class Glm4v9bArchitecture:
     def shape(self) -> ModelShape:
         """Return the model's sizes."""
         full = model_shape(self.config, self.name)
-        full = replace(full, unseen_revision=self.unseen_revision)
+        full = replace(full, unseen_revision=self.unseen_revision, made_of=self.made_of)
         return full if self.packed is None else self.packed.stored.shape(full)
 
     def module_tree(self, *, fp8: bool = False) -> ModuleTree:

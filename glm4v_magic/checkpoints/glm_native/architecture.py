@@ -39,7 +39,7 @@ from glm4v_magic.checkpoints.reading import FP8
 from glm4v_magic.checkpoints.stored import Stored, read_stored
 from glm4v_magic.checkpoints.trained_names import plain_name
 from glm4v_magic.core.errors import CheckpointError, OptionError
-from glm4v_magic.core.model_shape import ModelShape, ModuleTree
+from glm4v_magic.core.model_shape import MadeOf, ModelShape, ModuleTree
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +92,7 @@ class NativeArchitecture:
 
     max_images: int | None = None
     unseen_revision = ""
+    made_of: MadeOf = ()
 
     def __init__(
         self,
@@ -297,6 +298,7 @@ class NativeArchitecture:
             tower_first=True,  # `generate` encodes images before its first forward
             masks_pairs=not self._is_hybrid,
             unseen_revision=self.unseen_revision,
+            made_of=self.made_of,
         )
         return shape if self.stored is None else self.stored.shape(shape, _own_modules)
 

@@ -65,9 +65,9 @@ def check(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
     gpus = _gpus(arguments.gpus, planned, is_needed=not on_cpu)
     options = placement_options(arguments)
     options.pop("gpus", None)
-    of_plan = None if planned is None else planned.model
-    name = of_plan if of_plan and arguments.model is None else context.named(arguments.model)
-    model = architecture(name, **context.made_of(arguments, is_named=of_plan is not None))
+    model = architecture(
+        context.named_in(arguments, planned), **context.made_of(arguments, planned)
+    )
 
     report = dry_run(model, gpus, given, **options)
     if arguments.json == PRINT:

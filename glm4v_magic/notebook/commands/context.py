@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from glm4v_magic.core.errors import EngineError, Glm4vError, OptionError, reason
+from glm4v_magic.core.plan import Plan
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.next_steps import in_cell
 from glm4v_magic.notebook.render.progress import line_bundle
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from glm4v_magic.core.conversation import Answer
-    from glm4v_magic.core.plan import Plan
     from glm4v_magic.notebook.launched import LaunchedServer
     from glm4v_magic.notebook.monitor import Monitor
     from glm4v_magic.notebook.settings import Glm4v
@@ -150,20 +150,34 @@ class Context:
         """Return the model that a line names, if it names one, or else `model`."""
         return self.model if model is None else model
 
-    def made_of(self, arguments: Namespace, *, is_named: bool = False) -> dict[str, Any]:
-        """Return the revision, base and adapter that a line gives.
-
-        Where it names no model, what it does not give is that of the model in use.
+    def named_in(self, arguments: Namespace, given: object = None) -> str:
+        """Return the model that a line names; else that of the plan it follows, or `model`.
 
         Args:
             arguments: the parsed line.
-            is_named: whether something else than the line names another model.
+            given: plan or device map that the line follows.
         """
-        given = {name: getattr(arguments, name) for name in ("revision", "base", "lora")}
-        if arguments.model is not None or is_named:
-            return given
-        in_use = self.session.status().choice.made_of
-        return {name: in_use[name] if value is None else value for name, value in given.items()}
+        if arguments.model is None and isinstance(given, Plan):
+            return given.model
+        return self.named(arguments.model)
+
+    def made_of(self, arguments: Namespace, given: object = None) -> dict[str, Any]:
+        """Return the revision, base and adapter of `named_in`.
+
+        Where a line names no model, what it does not give is that of its plan or of the model in
+        use.
+
+        Args:
+            arguments: the parsed line.
+            given: plan or device map that the line follows.
+        """
+        typed = {name: getattr(arguments, name) for name in ("revision", "base", "lora")}
+        if arguments.model is not None:
+            return typed
+        known: Mapping[str, Any] = self.session.status().choice.made_of
+        if isinstance(given, Plan):
+            known = dict(given.made_of)
+        return {name: known.get(name) if value is None else value for name, value in typed.items()}
 
     def keep(self, value: object, name: str | None) -> None:
         """Assign `value` to the user's variable `name`, if one is given."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from glm4v_magic.calls.prompt import expand
-from glm4v_magic.core.model import ModelChoice
 from glm4v_magic.core.options import of_command
 from glm4v_magic.core.typed_options import typed
 from glm4v_magic.notebook.arguments import ARGUMENTS
@@ -30,8 +29,9 @@ __all__ = ["load", "release", "status", "unload"]
 def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Load a model in place of the one in use.
 
-    Without MODEL: the model loaded last, else that of the setting `model` (%glm4v config model),
-    else the embedded demo model. With GPUs, a plan decides which GPU runs which layers; see
+    Without MODEL: that of the plan (--map), else the model loaded last, with the revision, base and
+    adapter of then, else that of the setting `model` (%glm4v config model), else the embedded demo
+    model. With GPUs, a plan decides which GPU runs which layers; see
     %glm4v plan::
 
         %glm4v load ~/models/glm-4v-9b --context 4096
@@ -48,14 +48,16 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
     before = context.session.status()
     given = None if arguments.model is None else expand(arguments.model, names)
     options = typed(arguments, of_command("load"))
-    of_plan = None
     if "device_map" in options:
         options["device_map"] = given_map(options["device_map"], names)
-        of_plan = getattr(options["device_map"], "model", None)
-    model = before.choice.model or context.settings.model or of_plan if given is None else given
-    screen = screen_for(context.shell, ModelChoice(model).name)
+    if given is None:
+        plan = options.get("device_map")
+        given = context.named_in(arguments, plan)
+        made_of = context.made_of(arguments, plan)
+        options |= {name: value for name, value in made_of.items() if value is not None}
+    screen = screen_for(context.shell, given)
     try:
-        with context.session.stream_load(model, **options) as events, heard_first(screen):
+        with context.session.stream_load(given, **options) as events, heard_first(screen):
             for event in events:
                 screen.show(event)
         info = context.session.status().info
@@ -66,7 +68,7 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
         elif info is not None and info.server is not None:
             show(line_bundle(f"Connected to {info.server}: {info.model}."))
         launched = context.launched
-        if launched is not None and launched.is_running and ModelChoice(model).name != launched.url:
+        if launched is not None and launched.is_running and given != launched.url:
             show(line_bundle(f"{launched.name} at {launched.url} goes on; %glm4v unload ends it."))
     except KeyboardInterrupt:
         info = context.session.status().info

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import importlib.util
+import json
 import shutil
 import socket
 from argparse import Namespace
@@ -19,7 +20,7 @@ from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.model import Architecture, Sized
 from glm4v_magic.core.model_shape import ModelShape
 from glm4v_magic.core.options import PlacementFields, Serving, check, of_command, of_group
-from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.core.placement import GivenMap, PlacementOptions
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.server_address import is_address
 from glm4v_magic.core.typed_options import flags_of, typed
@@ -29,7 +30,7 @@ from glm4v_magic.hardware.usable import gpus_here
 from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.context import Context
-from glm4v_magic.notebook.commands.plan import as_options, placement_options
+from glm4v_magic.notebook.commands.plan import as_options, given_map, placement_options
 from glm4v_magic.notebook.draft import option_words
 from glm4v_magic.notebook.engine_commands import EngineCommand, Wanted, command_of, with_gpus
 from glm4v_magic.notebook.launched import LaunchedServer
@@ -38,7 +39,6 @@ from glm4v_magic.notebook.own_options import OWN
 from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.outside import expanded, is_file
 from glm4v_magic.planning.decision import decide
-from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.followed import planned_gpus
 
 __all__ = ["serve"]
@@ -78,15 +78,22 @@ def serve(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
         %glm4v serve zai-org/GLM-4.6V --engine sglang --gpus 4x80GiB --context 16384 --print
     """
     engine = arguments.engine or OWN["engine"].default
-    model = context.named(arguments.model)
+    word = arguments.device_map
+    is_held = isinstance(names.get(word), Plan | Mapping)
+    is_here = is_held or (word is not None and is_file(expanded(word)))
+    given = given_map(word, names) if is_here else None  # a server elsewhere may have it
+    model = context.named_in(arguments, given)
     if is_address(model):
         raise OptionError(
             f"{model} is the address of a server, which runs already.",
             f"To ask it: %glm4v load {model}.",
         )
     place = _place(arguments)
-    made_of = context.made_of(arguments)
-    command = _command(engine, model, arguments, made_of, place)
+    values = {option.name: getattr(arguments, option.name) for option in of_command("serve")}
+    values |= context.made_of(arguments, given)
+    if is_held:
+        values["device_map"] = _as_text(given)
+    command = _command(engine, model, arguments, values, given, place)
     if arguments.print:
         print(command)  # noqa: T201  to be copied, as it is
         for note in command.notes:
@@ -180,15 +187,23 @@ def _is_host(place: _Place) -> bool:
     return bool(url.host) and port == place.port and url.path == "/v1" and not url.userinfo
 
 
+def _as_text(given: GivenMap | None) -> str:
+    """Return a variable's plan or map as JSON: the server has no variables."""
+    content = json.loads(given.to_json()) if isinstance(given, Plan) else given
+    return json.dumps(content, separators=(",", ":"))
+
+
 def _command(
-    engine: str, model: str, arguments: Namespace, made_of: Mapping[str, Any], here: _Place
+    engine: str,
+    model: str,
+    arguments: Namespace,
+    values: dict[str, Any],
+    given: GivenMap | None,
+    here: _Place,
 ) -> EngineCommand:
-    given = placement_options(arguments)
-    options = as_options(given)
-    values = {option.name: getattr(arguments, option.name) for option in of_command("serve")}
-    values |= made_of
+    options = as_options(placement_options(arguments))
     if engine == "own":
-        _refuse_as_the_server_would(model, values["device_map"], made_of, options)
+        _refuse_as_the_server_would(model, values, given, options)
         own = option_words(options)
         for option in of_command("serve"):
             value = values[option.name]
@@ -230,23 +245,24 @@ def _command(
 
 
 def _refuse_as_the_server_would(
-    model: str, word: str | None, made_of: Mapping[str, Any], options: PlacementOptions
+    model: str,
+    values: Mapping[str, Any],
+    given: GivenMap | None,
+    options: PlacementOptions,
 ) -> None:
     """Raise what our own server says of GPUs that are described, or of a plan, when it starts.
 
     What is not here, such as files of another machine, is left to it.
     """
-    given = None
-    if word is not None and is_file(expanded(word)):
-        given = read_given(word)
     if options.gpus is not None:
         gpus = parse_gpus(options.gpus)
     elif isinstance(given, Plan):
         gpus = planned_gpus(given)
     else:
         return
-    if given is None and word is not None:
+    if given is None and values["device_map"] is not None:
         return
+    made_of = {name: values[name] for name in ("revision", "base", "lora")}
     try:
         found = architecture(model, **made_of)
     except CheckpointError:
