@@ -6,6 +6,7 @@ SLOW = {
     "dry_run/test_dry_run.py": "dry runs of published models",
     "notebook/test_options_matter.py": "every option, with and without",
     "engines/test_native_models.py": "several models",
+    "engines/test_not_finite.py": "a server",
     "engines/test_replica_machines.py": "Ray clusters",
     "engines/test_replicas.py": "a Ray cluster",
     "engines/test_replicas_shut_down.py": "a Ray cluster",

@@ -294,6 +294,10 @@ COMMON: Mapping[str, str] = {
         "In float16 the vision tower of this model has been seen to overflow, into answers of no "
         "sense; where that happens, {option:dtype=float32} takes twice the memory and does not."
     ),
+    "too_large_for_float16": (
+        "Load it again with {option:dtype=float32}, which takes twice the memory, or with "
+        "{option:dtype=bfloat16}, where that is computed in."
+    ),
     "fp8_stays": "Weights that were published in FP8 stay so.",
     "bfloat16_on_cpu": (
         "In bfloat16, as published: this CPU has instructions for it ({instructions}), with which "

@@ -8,6 +8,7 @@ Shapes: K texts, W tokens of the longest, L tokens of a prompt.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glm4v_magic.engines.decoding import Chosen, with_logprobs
+from glm4v_magic.engines.decoding import Chosen, are_finite, with_logprobs
 from glm4v_magic.engines.kv_block import KVBlock
 from glm4v_magic.engines.prefill import Prefill, Vision
 from glm4v_magic.engines.prefixes import PrefixStore
@@ -85,8 +86,10 @@ class ChoiceScorer:
         self._kept, self._at_once = kept, at_once
         self._prefill = Prefill(model, kept, vision)
 
-    def score(self, asked: Sequence[Asked], *, is_only: bool) -> list[list[Scored]]:
+    def score(self, asked: Sequence[Asked], *, is_only: bool) -> list[list[Scored] | None]:
         """Score each text as the whole answer to its prompt.
+
+        ``None`` for a prompt where the logits of a text, or of any before it, are not finite.
 
         Args:
             asked: the prompts with their texts.
@@ -101,7 +104,7 @@ class ChoiceScorer:
             for each, start in zip(asked, starts, strict=True)
             for image in each.prompt.images_in(start, len(each.prompt))
         )
-        found: list[list[Scored]] = [[] for _ in asked]
+        found: list[list[Scored] | None] = [None for _ in asked]
         for block, which in begun:
             prompts = [asked[at].prompt for at in which]
             if len(which) == 1 and which[0] in alone:
@@ -113,7 +116,8 @@ class ChoiceScorer:
             for at, each in zip(which, own, strict=True):
                 found[at] = each
             for row in range(len(which)):
-                if which[row] in alone and not self._kept.is_recurrent:
+                is_kept = which[row] in alone and own[row] is not None
+                if is_kept and not self._kept.is_recurrent:
                     self._keep(block, prompts[row], row)
         return found
 
@@ -124,9 +128,10 @@ class ChoiceScorer:
 
     def _followed(
         self, block: KVBlock, logits: Tensor, asked: Sequence[Asked]
-    ) -> list[list[Scored]]:
+    ) -> list[list[Scored] | None]:
         """Score the texts of the rows of a block, given the logits after its prompts."""
         first = logits.log_softmax(dim=-1)
+        are_sound: list[bool] = are_finite(logits).tolist()
         texts = [(row, ids) for row, each in enumerate(asked) for ids in each.texts]
         found: list[list[Scored]] = [[] for _ in asked]
         for start in range(0, len(texts), self._at_once):
@@ -134,12 +139,18 @@ class ChoiceScorer:
             width = max(len(ids) for _, ids in batch)
             # Padding comes last and changes nothing before it.
             padded = [[*ids, *[0] * (width - len(ids))] for _, ids in batch]
-            after = block.followed(padded, [row for row, _ in batch]).log_softmax(dim=-1)
+            logits = block.followed(padded, [row for row, _ in batch])
+            finite: list[list[bool]] = are_finite(logits).tolist()
+            after = logits.log_softmax(dim=-1)
             for at, (row, ids) in enumerate(batch):
                 # One more place than there are tokens: the last is for the end of the turn.
                 steps = torch.cat((first[row : row + 1], after[at, : len(ids)]))
+                are_sound[row] = are_sound[row] and all(finite[at][: len(ids)])
                 found[row].append(_score(ids, steps, asked[row].scoring))
-        return found
+        return [
+            texts if is_sound and any(math.isfinite(each.logprob) for each in texts) else None
+            for texts, is_sound in zip(found, are_sound, strict=True)
+        ]
 
 
 def _score(text: Sequence[int], steps: Tensor, scoring: Scoring) -> Scored:

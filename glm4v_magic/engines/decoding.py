@@ -31,6 +31,7 @@ __all__ = [
     "Entrant",
     "RowTerms",
     "Waiting",
+    "are_finite",
     "decode",
     "with_logprobs",
 ]
@@ -109,8 +110,10 @@ def decode(
     kept: PrefixStore,
     vision: Vision,
     quick: Callable[[], DecodeStep | None] = lambda: None,
-) -> Generator[dict[int, Chosen], None, None]:
+) -> Generator[dict[int, Chosen | None], None, None]:
     """Yield the next token of open rows, by row number, until all rows have ended.
+
+    A row whose logits are not finite ends with ``None`` instead of a token; the others go on.
 
     No context is open between two steps: the caller enters torch's contexts around each ``next``,
     may stop at any step, and may add waiting rows between steps.
@@ -147,10 +150,17 @@ def decode(
 
 @dataclass(slots=True)
 class _Row:
-    """An open row and the ids that it has generated."""
+    """An open row and the ids that it has generated.
+
+    Attributes:
+        entrant: the row as it entered.
+        said: these ids.
+        is_broken: whether the logits of its next token were not finite, which ends it.
+    """
 
     entrant: Entrant
     said: list[int] = field(default_factory=list)
+    is_broken: bool = False
 
     @property
     def number(self) -> int:
@@ -163,7 +173,7 @@ class _Row:
     @property
     def has_ended(self) -> bool:
         terms = self.entrant.terms
-        return self.said[-1] in terms.ends or len(self.said) >= terms.limit
+        return self.is_broken or self.said[-1] in terms.ends or len(self.said) >= terms.limit
 
     @property
     def ids(self) -> Tensor:
@@ -197,7 +207,7 @@ class _Batch:
         """Return the indices of the rows of a block that have not left."""
         return [at for at, row in enumerate(rows) if row.number not in self._left]
 
-    def enter(self, entrants: Sequence[Entrant], *, is_only: bool) -> dict[int, Chosen]:
+    def enter(self, entrants: Sequence[Entrant], *, is_only: bool) -> dict[int, Chosen | None]:
         """Prefill rows and choose the first token of each.
 
         Args:
@@ -217,7 +227,7 @@ class _Batch:
             for row, start in zip(rows, starts, strict=True)
             for image in row.prompt.images_in(start, len(row.prompt))
         )
-        latest: dict[int, Chosen] = {}
+        latest: dict[int, Chosen | None] = {}
         for block, which in begun:
             own = [rows[at] for at in which]
             self._blocks.append((block, own))
@@ -229,7 +239,7 @@ class _Batch:
             latest |= self._chosen(own, logits)
         return latest
 
-    def step(self) -> dict[int, Chosen]:
+    def step(self) -> dict[int, Chosen | None]:
         """Run one decode step and choose the next token of each open row."""
         block, rows = self._joined()
         latest = [row.said[-1] for row in rows]
@@ -252,22 +262,26 @@ class _Batch:
         self._blocks = [(block, rows)]
         return block, rows
 
-    def _chosen(self, rows: Sequence[_Row], logits: Tensor) -> dict[int, Chosen]:
+    def _chosen(self, rows: Sequence[_Row], logits: Tensor) -> dict[int, Chosen | None]:
         """Sample the next token of each row and append it."""
         terms = [row.entrant.terms for row in rows]
         attempt = self._prefill.attempt
         asking = [at for at, each in enumerate(terms) if each.logprobs is not None]
         # A copy: a sampler may change the logits.
         own = attempt(lambda: logits[asking].log_softmax(dim=-1)) if asking else None
-        latest = [Chosen(each) for each in _chosen(rows, logits, attempt)]
+        found = _chosen(rows, logits, attempt)
+        latest = [None if each is None else Chosen(each) for each in found]
         if own is not None:
             counts = [terms[at].logprobs or 0 for at in asking]
-            ids = [latest[at].id for at in asking]
+            ids = [found[at] or 0 for at in asking]
             told = attempt(partial(with_logprobs, ids, own, counts))
             for at, each in zip(asking, told, strict=True):
-                latest[at] = each
+                latest[at] = None if found[at] is None else each
         for row, token in zip(rows, latest, strict=True):
-            row.said.append(token.id)
+            if token is None:
+                row.is_broken = True
+            else:
+                row.said.append(token.id)
         return {row.number: token for row, token in zip(rows, latest, strict=True)}
 
     def leave(self, others: Collection[int] = ()) -> None:
@@ -298,7 +312,7 @@ class _Batch:
 
     def _keep(self, block: KVBlock, at: int, row: _Row) -> None:
         """Keep the KV cache of a row of a block, which is not yet that of its latest token."""
-        if self._kept.budget and not self._kept.is_recurrent:
+        if self._kept.budget and not self._kept.is_recurrent and not row.is_broken:
             keys: Keys = (*row.prompt.keys, *row.said)
             prefix = self._prefill.attempt.spare(lambda: block.prefix(keys, at))
             if prefix is not None:
@@ -307,18 +321,47 @@ class _Batch:
             self._only = None
 
 
-def _chosen(rows: Sequence[_Row], scores: Tensor, attempt: Attempts) -> list[int]:
-    """Sample the next id of each of B rows from logits, (B, vocabulary)."""
+def are_finite(scores: Tensor) -> Tensor:
+    """Tell which rows of logits, (..., vocabulary), a token can be chosen by.
+
+    Not those with NaN or infinity; minus infinity for some ids, though not for all, is what a head
+    may give to ids that are never said.
+    """
+    return scores.amax(dim=-1).isfinite()
+
+
+_NONE = -1
+
+
+def _likeliest(scores: Tensor) -> list[int]:
+    """Return the likeliest id of each row, or `_NONE` where the logits are not finite.
+
+    The maximum, NaN if there is any, tells it: no other pass over the vocabulary, and no other wait
+    for a GPU.
+    """
+    ids = scores.argmax(dim=-1, keepdim=True)
+    finite = scores.gather(-1, ids).isfinite()
+    found: list[int] = torch.where(finite, ids, _NONE)[:, 0].tolist()
+    return found
+
+
+def _chosen(rows: Sequence[_Row], scores: Tensor, attempt: Attempts) -> list[int | None]:
+    """Sample the next id of each of B rows from logits, (B, vocabulary).
+
+    ``None`` where they are not finite: whatever would be chosen means nothing.
+    """
     samplers = [row.entrant.terms.sampler for row in rows]
     if all(sampler.is_plain for sampler in samplers):
-        likeliest: list[int] = attempt(lambda: scores.argmax(dim=-1).tolist())
-        return likeliest
+        likeliest = attempt(lambda: _likeliest(scores))
+        return [None if each == _NONE else each for each in likeliest]
 
     def choose(row: _Row, own: Tensor) -> int:
         return row.entrant.terms.sampler.choose(row.ids, own)
 
+    finite: list[bool] = attempt(lambda: are_finite(scores).tolist())
     return [
-        attempt(partial(choose, row, own)) for row, own in zip(rows, scores.split(1), strict=True)
+        attempt(partial(choose, row, own)) if is_finite else None
+        for row, own, is_finite in zip(rows, scores.split(1), finite, strict=True)
     ]
 
 

@@ -79,7 +79,7 @@ class Intake:
 
         Rows that the caller has withdrawn are dropped first.
         """
-        self._drop([number for number in self.rows if number in self._withdrawn])
+        self.drop([number for number in self.rows if number in self._withdrawn])
         if self._waiting or self._to_choose or len(self.open_rows) >= self._at_once:
             return
         taken: list[Row] = []
@@ -100,7 +100,8 @@ class Intake:
             queue = self._to_choose if row.texts else self._waiting
             queue.append((row, each.shared))
 
-    def _drop(self, numbers: Collection[int]) -> None:
+    def drop(self, numbers: Collection[int]) -> None:
+        """Forget rows that are not answered any further."""
         if not numbers:
             return
         self.left |= {*numbers}

@@ -47,7 +47,7 @@ from glm4v_magic.core.image import SeenImage
 from glm4v_magic.core.model import EngineInfo, LoadProgress
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.remarks import PYTHON, remark, worded
-from glm4v_magic.core.wording import printable
+from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.dispatch.activity import ActivityRecorder, ModelPart, model_parts
 from glm4v_magic.dispatch.arrival import verify_bytes, verify_places
 from glm4v_magic.dispatch.devices import name_of
@@ -58,6 +58,7 @@ from glm4v_magic.engines.decoding import Chosen, decode
 from glm4v_magic.engines.grammars import Grammars
 from glm4v_magic.engines.intake import Intake
 from glm4v_magic.engines.load_advice import advice_for_load
+from glm4v_magic.engines.not_finite import BrokenWeight, broken_weight, not_finite
 from glm4v_magic.engines.out_of_memory import is_out_of_memory, out_of_memory
 from glm4v_magic.engines.prefill import Vision
 from glm4v_magic.engines.prefixes import CacheFacts, PrefixStore, image_digest
@@ -408,9 +409,55 @@ class LocalEngine:
                 if latest is None:
                     return
                 self._recorder.step()
-                yield from _told(latest, intake)
+                yield from self._told(latest, intake)
 
-    def _steps(self, intake: Intake, at_once: int) -> Iterator[dict[int, Chosen]]:
+    def _told(self, latest: Mapping[int, Chosen | None], intake: Intake) -> Iterator[EngineEvent]:
+        """Append the latest token of each row and yield the resulting events."""
+        now = time.perf_counter()
+        for number, token in latest.items():
+            row = intake.rows.get(number)
+            if row is None:  # it was withdrawn, or has ended at a stop text
+                continue
+            if token is None:
+                failure = self._not_finite(row)
+                intake.drop([number])
+                yield Failed(failure, number)
+                continue
+            yield from row.take(token, now)
+            if row.ending is not None:
+                yield Finished(row.generation(), number)
+                intake.end(row)
+            elif row.texts:
+                intake.choose(row)
+
+    def _not_finite(self, row: Row) -> EngineError:
+        """Return the error of a row whose next token cannot be chosen."""
+        new_tokens = len(row.transcript.ids)
+        where = "for the first token of the answer"
+        if row.texts:
+            where = "for the choices"
+        elif new_tokens:
+            where = f"after {counted(new_tokens, 'token')} of the answer"
+        error = self.not_finite(where)
+        if new_tokens:
+            said = dataclasses.replace(row.generation(), finish_reason="failed")
+            error.generations = {row.number: said}
+        return error
+
+    def not_finite(self, where: str) -> EngineError:
+        """Return the error that the model computes NaN or infinity.
+
+        Args:
+            where: for what it does so.
+        """
+        with torch_state_kept(), _without_gradients():
+            return not_finite(self._info, where, self._broken_weight)
+
+    @cached_property
+    def _broken_weight(self) -> BrokenWeight | None:
+        return broken_weight(self.model)
+
+    def _steps(self, intake: Intake, at_once: int) -> Iterator[dict[int, Chosen | None]]:
         """Decode rows; those that are limited to choices are scored between two steps."""
         quick = (lambda: None) if self._is_bare else self._inputs.decode_step
         scorer = ChoiceScorer(self.model, self.kept, self.vision, at_once)
@@ -538,13 +585,16 @@ def _digest(image: EncodedImage) -> str:
 
 def _choices(
     intake: Intake, scorer: ChoiceScorer, attempt: Attempts
-) -> Iterator[dict[int, Chosen]]:
+) -> Iterator[dict[int, Chosen | None]]:
     """Yield the tokens of the chosen text of each row that waits for it, as `decode` does."""
     while taken := intake.take_choices():
         is_only = intake.is_empty and len(taken) == len(intake.open_rows) == 1
         asked = attempt(partial(_asked, taken))
         scores = scorer.score(asked, is_only=is_only)
         for (row, _), texts in zip(taken, scores, strict=True):
+            if texts is None:
+                yield {row.number: None}
+                continue
             for token in attempt(partial(row.choose, texts)):
                 yield {row.number: token}
 
@@ -558,21 +608,6 @@ def _looked_ahead(intake: Intake) -> Iterator[Failed]:
     intake.look_ahead()
     while intake.failed:
         yield intake.failed.pop(0)
-
-
-def _told(latest: Mapping[int, Chosen], intake: Intake) -> Iterator[EngineEvent]:
-    """Append the latest token of each row and yield the resulting events."""
-    now = time.perf_counter()
-    for number, token in latest.items():
-        row = intake.rows.get(number)
-        if row is None:  # it was withdrawn, or has ended at a stop text
-            continue
-        yield from row.take(token, now)
-        if row.ending is not None:
-            yield Finished(row.generation(), number)
-            intake.end(row)
-        elif row.texts:
-            intake.choose(row)
 
 
 def _interrupted(intake: Intake) -> dict[int, Generation]:

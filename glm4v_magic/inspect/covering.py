@@ -40,11 +40,14 @@ def drops(
         ids: the answer, or its beginning.
         image: index of the image among those of the conversation.
         boxes: the parts; each is covered in turn, with the image's mean colour.
+
+    Raises:
+        EngineError: if the model computes NaN or infinity.
     """
-    whole = request.conversation.images[image]
+    source = request.conversation.images[image]
     requests = [
         replace(request, conversation=_with_image(request.conversation, image, each))
-        for each in (whole, *(_covered(whole, box) for box in boxes))
+        for each in (source, *(_covered(source, box) for box in boxes))
     ]
     # What is kept for the user's next question stays as it is.
     store = PrefixStore(0, is_recurrent=engine.kept.is_recurrent)
@@ -52,10 +55,13 @@ def drops(
     scores: list[list[float]] = []
     for start in range(0, len(requests), engine.batch_size):
         asked = [_asked(engine, each, ids) for each in requests[start : start + engine.batch_size]]
-        for (scored,) in scorer.score(asked, is_only=False):
+        for found in scorer.score(asked, is_only=False):
+            if found is None:
+                raise engine.not_finite("for the image with a part covered")
+            (scored,) = found
             scores.append([each.logprob or 0.0 for each in scored.tokens[: len(ids)]])
-    found = np.array(scores)
-    return found[0] - found[1:]
+    whole = np.array(scores)
+    return whole[0] - whole[1:]
 
 
 def _asked(engine: LocalEngine, request: Request, ids: Sequence[int]) -> Asked:

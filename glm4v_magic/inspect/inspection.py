@@ -19,7 +19,7 @@ from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.image import SourcedImage
 from glm4v_magic.core.tokens import Token
 from glm4v_magic.core.wording import brief, printable
-from glm4v_magic.engines.decoding import Chosen, with_logprobs
+from glm4v_magic.engines.decoding import Chosen, are_finite, with_logprobs
 from glm4v_magic.engines.local import LocalEngine
 from glm4v_magic.engines.token_places import placed, spelled
 from glm4v_magic.inspect.attention import latest_weights, mean_weights, watched
@@ -81,7 +81,7 @@ class Inspection:
         origin: how it was made.
 
     Raises of every method:
-        EngineError: if the model is no longer loaded.
+        EngineError: if the model is no longer loaded, or computes NaN or infinity.
         BusyError: if another call is running in the session.
         OutOfMemoryError: if a GPU ran out; the engine can be used again.
         OptionError: if there is no such token, layer or image.
@@ -154,6 +154,7 @@ class Inspection:
             chosen: list[Chosen] = []
             entropies: list[float] = []
             for logits in reader.logits(reader.normed_rows(), normed=True):
+                _require_finite(engine, are_finite(logits), "for the tokens of this answer")
                 own = logits.log_softmax(dim=-1)
                 entropies += torch.special.entr(own.exp()).sum(dim=-1).tolist()
                 part = ids[len(chosen) : len(chosen) + len(own)]
@@ -193,10 +194,11 @@ class Inspection:
                 raise OptionError(f"k is {k}, but must be a whole number from 1 to {size}.")
             said = torch.tensor(self._origin.ids)
             layers: list[list[tuple[Tensor, ...]]] = []
-            for rows in reader.hidden_rows():
+            for number, rows in enumerate(reader.hidden_rows()):
                 read = 0
                 layers.append([])
                 for logits in reader.logits(rows):
+                    _require_finite(engine, are_finite(logits), f"after layer {number}")
                     layers[-1].append(_lens(logits, said[read : read + len(logits)], k))
                     read += len(logits)
             return _lens_of(engine, layers)
@@ -235,9 +237,12 @@ class Inspection:
         def take(layer: int, *parts: Any) -> None:
             found[layer] = latest_weights(*parts)
 
-        with self._computing() as (_, reader), watched(reader.text, take):
-            reader.forward(at)
-        values = _array(torch.stack([found[layer] for layer in sorted(found)]))
+        with self._computing() as (engine, reader):
+            with watched(reader.text, take):
+                reader.forward(at)
+            whole = torch.stack([found[layer] for layer in sorted(found)])
+            _require_finite(engine, whole.isfinite(), "in its attention")
+        values = _array(whole)
         every = Labelled(
             values, ("layer", "head", "position"), {"layer": sorted(found)}, "attention"
         )
@@ -256,13 +261,14 @@ class Inspection:
         def take(layer: int, *parts: Any) -> None:
             means[layer] = mean_weights(*parts)
 
-        with self._computing() as (_, reader):
+        with self._computing() as (engine, reader):
             with watched(reader.text, take):
                 reader.forward(at)
             flow = torch.zeros(next(iter(means.values())).shape[0])
             flow[-1] = 1
             for layer in sorted(means, reverse=True):
                 flow = 0.5 * flow + 0.5 * (flow @ means[layer])
+            _require_finite(engine, flow.isfinite(), "in its attention")
         return TokenMap(Labelled(_array(flow), ("position",), name="rollout"), self.images)
 
     def occlusion(
@@ -359,6 +365,7 @@ class Inspection:
             require_gradients(engine)
             with torch.inference_mode(mode=False):
                 values = input_x_gradient(reader, engine.model, at, self._origin.ids[at])
+            _require_finite(engine, torch.from_numpy(values).isfinite(), "for the gradient")
         return TokenMap(Labelled(values, ("position",), name="input_x_gradient"), self.images)
 
     def on_image(
@@ -425,6 +432,12 @@ class Inspection:
                 f"There is no token {token}: the answer has {count}, numbered from 0."
             )
         return token
+
+
+def _require_finite(engine: LocalEngine, finite: Tensor, where: str) -> None:
+    """Raise EngineError unless all that was computed is finite."""
+    if not finite.all():
+        raise engine.not_finite(where)
 
 
 def _is_whole(value: object) -> bool:

@@ -27,6 +27,10 @@ _OVER_HTTP = {
     "longer_context": (
         "start the server for this length (--context {needed}): the plan is for {context} tokens"
     ),
+    "too_large_for_float16": (
+        "Start the server with --dtype float32, which takes twice the memory, or with --dtype "
+        "bfloat16, where that is computed in."
+    ),
     "larger_reserve": "start the server with a larger --reserve",
     "server_has_no_model": "Start that server with one.",
     "server_has_many_models": "Start that server with one of them.",

@@ -324,6 +324,8 @@ IN_OTHER_TESTS = {
     "Ask about fewer images at once.": "notebook/test_video_cell.py",
     "Is the file damaged? Save the adapter again.": "checkpoints/test_adapters.py",
     "Its training went astray: take an earlier step of it.": "checkpoints/test_adapters.py",
+    "Its training went astray, or its files are damaged: take an earlier step of it, or another "
+    "copy.": "engines/test_not_finite.py",
     "Load it in another dtype: bfloat16 or float32.": "checkpoints/test_adapters.py",
     "Name one of them.": "images/test_video.py",
     "None was offered: start the server without tools.": "engines/test_server_flight.py",

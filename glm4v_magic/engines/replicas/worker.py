@@ -18,7 +18,13 @@ from importlib.metadata import version
 from typing import Any
 
 from glm4v_magic.core.conversation import Generation, Request
-from glm4v_magic.core.errors import GenerationInterrupted, Glm4vError, OutOfMemoryError, reason
+from glm4v_magic.core.errors import (
+    EngineError,
+    GenerationInterrupted,
+    Glm4vError,
+    OutOfMemoryError,
+    reason,
+)
 from glm4v_magic.core.events import Failed, Finished, RowEvent, Waiting
 from glm4v_magic.core.image import SeenImage
 from glm4v_magic.core.model import EngineInfo, LoadProgress, ModelChoice
@@ -288,7 +294,7 @@ class ReplicaWorker:
             if isinstance(event, Finished | Failed):
                 del call.open[event.row]
             if isinstance(event, Failed):
-                event = replace(event, error=_plain(event.error))
+                event = replace(event, error=_of_row(_plain(event.error), event.row, row))
             call.events.append(replace(event, row=row))
             self._changed.notify_all()
 
@@ -304,6 +310,13 @@ def _plain(error: Exception) -> Any:
         error.__cause__ = error.__context__ = error.__traceback__ = None
         return error
     return RuntimeError(reason(error))
+
+
+def _of_row(error: Any, number: int, row: int) -> Any:
+    """Return the error of one request, with what it had said under its caller's number."""
+    if isinstance(error, EngineError) and number in error.generations:
+        error.generations = {row: error.generations[number]}
+    return error
 
 
 def _used_bytes() -> int:
