@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glm4v_magic.checkpoints.foreign import refuse_foreign_file, refuse_foreign_folder
 from glm4v_magic.checkpoints.kinds import require_known
 from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
@@ -60,6 +61,7 @@ def architecture(
     path = expanded(text)
     if is_file(path):
         refuse_revision(text, revision)
+        refuse_foreign_file(text, path)
         return _read(text, path)
     found = find_source(text, revision, base=base, lora=lora)
     place = found.place
@@ -114,6 +116,8 @@ def _read(
     with nullcontext() if source is None else source.naming_adapter():
         alone = read_config_alone(file, is_beside_weights=has_weights)
         found = of_contents(name, alone, str(file))
+        if source is not None and not has_weights:
+            refuse_foreign_folder(file.parent)
     if not has_weights:
         return found
     try:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from glm4v_magic.checkpoints.foreign import refuse_foreign_folder
 from glm4v_magic.core.errors import CheckpointError, reason
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.outside import checked, is_endless, json_object, text_of
@@ -43,7 +44,6 @@ _PICKLED_INDEX = "pytorch_model.bin.index.json"
 _PICKLED = "pytorch_model.bin"
 _SHARD = re.compile(r"([\w.-]{1,100})-(\d{5})-of-(\d{5})\.safetensors")
 _MOST_SHARDS = 10_000
-_OF_DEEPSPEED = "zero_to_fp32.py"  # it leaves this program beside the parts of its processes
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 DTYPES = {
@@ -180,15 +180,14 @@ def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
     shards = _without_index(folder)
     if shards:
         return {name: info for shard in shards for name, info in read_tensors_of(shard).items()}
+    refuse_foreign_folder(folder)
     found = sorted(path.name for path in folder.glob("*.bin")) or sorted(
         path.name for path in folder.glob("*.safetensors")
     )
     hint = f"It holds {', '.join(found[:3])}. " if found else ""
-    way = "Download the safetensors files of the checkpoint."
-    if (folder / _OF_DEEPSPEED).is_file():
-        way = f"DeepSpeed has them in parts: python {_OF_DEEPSPEED} . . --safe_serialization"
     raise CheckpointError(
-        f"{folder} holds no weights: neither {INDEX} nor {SINGLE} is there.", hint + way
+        f"{folder} holds no weights: neither {INDEX} nor {SINGLE} is there.",
+        f"{hint}Download the safetensors files of the checkpoint.",
     )
 
 

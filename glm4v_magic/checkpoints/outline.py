@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from glm4v_magic.outside.lenient import OR_EMPTY, OR_NO_ENTRIES, OR_NONE, Count, Words
 
@@ -23,6 +23,7 @@ class Scheme(BaseModel):
 
     quant_method: Words = None
     bits: Count = None
+    group_size: Any = None
     load_in_4bit: _Switch = None
     load_in_8bit: _Switch = None
     format: Words = None
@@ -34,6 +35,11 @@ class Scheme(BaseModel):
         if self.quant_method is None and (self.load_in_4bit or self.load_in_8bit):
             return "bitsandbytes"
         return self.quant_method
+
+    @property
+    def is_of_mlx(self) -> bool:
+        """Whether it is described as MLX does, which does not name itself."""
+        return None not in (self.bits, self.group_size)
 
 
 class _Text(BaseModel):
@@ -53,6 +59,7 @@ class Outline(BaseModel):
         text_config: configuration of the language model.
         vision_config: configuration of the vision tower.
         quantization_config: how weights are quantised; of any type, as some files have it.
+        quantized_by_mlx: the same by the key that MLX has it under.
     """
 
     architectures: Annotated[list[Words], OR_EMPTY] = []
@@ -60,13 +67,14 @@ class Outline(BaseModel):
     text_config: Annotated[dict[str, Any] | None, OR_NONE] = None
     vision_config: Any = None
     quantization_config: Any = None
+    quantized_by_mlx: Any = Field(None, alias="quantization")
 
     @property
     def quantization(self) -> Any:
-        """The ``quantization_config``, of the text part if need be; ``None`` if there is none."""
+        """How weights are said to be quantised, by whatever key; ``None`` if nothing is said."""
         inner = _Text.model_validate(self.text_config or {})
-        outer = self.quantization_config
-        return inner.quantization_config if outer is None else outer
+        said = (self.quantization_config, inner.quantization_config, self.quantized_by_mlx)
+        return next((each for each in said if each is not None), None)
 
     @property
     def quantization_entries(self) -> dict[str, Any]:

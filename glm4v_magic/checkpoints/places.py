@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glm4v_magic.checkpoints import hub
+from glm4v_magic.checkpoints.foreign import file_refusal
 from glm4v_magic.checkpoints.names import Named, demo_named, named
 from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
 from glm4v_magic.core.model import DEMOS
@@ -74,7 +75,7 @@ def find_place(text: str, revision: str | None = None) -> Place:
     if there and folder.is_dir():
         return Place(text, text, (hub.snapshot_in(folder) or folder,))
     if there:
-        raise CheckpointError(f"{text} is a file.", "Give the folder that the checkpoint is in.")
+        raise file_refusal(text, folder)
     known = named(text)
     repositories = [text] if "/" in text else []
     if known is not None:

@@ -31,11 +31,15 @@ FULL = ("BF16", "F16", "F32")
 QUANTIZATION = "quantization_config"
 """Key of a ``config.json`` that describes quantised weights."""
 
-_NAMES = {"gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "fbgemm_fp8": "FP8 of FBGEMM"}
+_OF_MLX = "quantization"
+"""Key under which MLX describes them as well, or alone."""
+
+_NAMES = {"gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "fbgemm_fp8": "FP8 of FBGEMM", "mlx": "MLX"}
 _BY_NAMES = (  # the first that ends the name of a weight
     (".weight_packed", "compressed-tensors"),
     (".weight_scale", "compressed-tensors"),
     (".g_idx", "gptq"),
+    (".biases", "mlx"),
     (".qweight", "awq"),
     (".absmax", "bitsandbytes"),
     (".SCB", "bitsandbytes"),
@@ -50,7 +54,7 @@ def quantization_of(config: Mapping[str, Any]) -> Any:
 
 def without_quantization(config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration that says nothing about quantisation."""
-    full = {name: value for name, value in config.items() if name != QUANTIZATION}
+    full = {name: value for name, value in config.items() if name not in (QUANTIZATION, _OF_MLX)}
     text = outline_of(config).text_config
     if text is not None and QUANTIZATION in text:
         full["text_config"] = {name: value for name, value in text.items() if name != QUANTIZATION}
@@ -77,7 +81,9 @@ def method_of(config: Mapping[str, Any], tensors: Iterable[str] = ()) -> str:
     for ending, method in _BY_NAMES:
         if any(name.endswith(ending) for name in names):
             return method
-    return "" if outline.quantization is None else "an unknown scheme"
+    if outline.quantization is None:
+        return ""
+    return "mlx" if outline.scheme.is_of_mlx else "an unknown scheme"
 
 
 def scheme_of(config: Mapping[str, Any], tensors: Iterable[str] = ()) -> str:
@@ -88,7 +94,7 @@ def scheme_of(config: Mapping[str, Any], tensors: Iterable[str] = ()) -> str:
     if method == "bitsandbytes" and said.model_fields_set:
         bits = 4 if said.load_in_4bit else 8
     name = _NAMES.get(method, method)
-    if method in ("gptq", "awq", "bitsandbytes") and bits:
+    if method in ("gptq", "awq", "bitsandbytes", "mlx") and bits:
         return f"{name} ({bits} bits)"
     if method == "compressed-tensors" and said.format is not None:
         return f"{name} ({one_line(said.format)})"
@@ -107,7 +113,7 @@ def require_full(tensors: Mapping[str, TensorInfo], other: Collection[str] = ())
             raise CheckpointError(
                 f"{one_line(name)} in {info.file} is of dtype {info.dtype}, which cannot be loaded "
                 f"here; known are {', '.join(FULL)}.",
-                "Load the checkpoint in bfloat16.",
+                "Save it in bfloat16, or take the original checkpoint.",
             )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glm4v_magic.checkpoints.foreign import refuse_foreign_folder
 from glm4v_magic.checkpoints.hub import CONFIGS
 from glm4v_magic.checkpoints.names import named, named_in_path
 from glm4v_magic.checkpoints.places import Place, find_place, not_found
@@ -22,7 +23,7 @@ from glm4v_magic.core.model_shape import MadeOf
 from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.imports import import_whole
-from glm4v_magic.outside import expanded, is_file, is_folder, is_there, path_text
+from glm4v_magic.outside import expanded, is_file, is_folder, is_there, listed_names, path_text
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints.adapters import Adapter
@@ -221,12 +222,14 @@ def _repository(text: str, revision: str | None = None) -> tuple[str, str | None
 
 
 def _require_config(folder: Path) -> None:
-    """Raise CheckpointError if checkpoints are not in a folder, but in folders within it.
+    """Raise CheckpointError if a folder has no config, but weights of other programs, or folders.
 
     Trainers leave one for each of their steps.
     """
     if any((folder / name).exists() for name in CONFIGS):
         return
+    if not any(listed_names(folder, ending) for ending in (".safetensors", ".bin")):
+        refuse_foreign_folder(folder)
     inner = sorted(
         each.name for each in folder.iterdir() if any(is_file(each / name) for name in CONFIGS)
     )
@@ -297,6 +300,8 @@ def _with_base(name: str, adapter: Adapter, base: str | os.PathLike[str] | None)
             if base is None and revision is None and is_repository:
                 revision = adapter.base_revision
         found = find_place(repository, revision)
+        for folder in found.folders:
+            _require_config(folder)
     if any(map(holds_adapter, found.folders)):
         raise CheckpointError(
             f"{found.text} is an adapter itself, so that {adapter.folder} cannot be merged into "

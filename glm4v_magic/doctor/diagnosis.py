@@ -39,10 +39,18 @@ def diagnose(facts: Facts) -> tuple[Finding, ...]:
 
 
 def _files(facts: Facts) -> Iterator[Finding]:
-    """Judge the files of a folder; yields nothing if they can be loaded."""
+    """Judge the files of a checkpoint; yields nothing if they can be loaded."""
     if facts.fault is not None:
         why, *step = facts.fault
         yield Finding("checkpoint", "fail", "its files cannot be loaded", why, tuple(step))
+    if facts.is_alone:
+        yield Finding(
+            "checkpoint",
+            "warn",
+            "not looked at",
+            "A file was named: its sizes are judged, and a load takes no file.",
+            "Name the folder that it is in.",
+        )
 
 
 def _driver(facts: Facts) -> Iterator[Finding]:

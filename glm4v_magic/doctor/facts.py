@@ -32,7 +32,7 @@ from glm4v_magic.hardware.cpu import cpu_here
 from glm4v_magic.hardware.driver import Driver, Link, find_driver, find_links
 from glm4v_magic.hardware.gpus import FoundGPU, find_gpus, import_torch_if_needed, is_apple
 from glm4v_magic.hardware.host import host_bytes
-from glm4v_magic.outside import is_file
+from glm4v_magic.outside import expanded, is_file
 
 __all__ = ["HUB_SECONDS", "MODEL", "Disk", "Facts", "Hub", "Package", "TorchCuda", "gather"]
 
@@ -130,6 +130,7 @@ class Facts:
             installed.
         packages: packages that this package and its extras require.
         is_here: whether the model's files are on this machine, so that nothing is downloaded.
+        is_alone: whether a ``config.json`` was named, which a load does not take.
         fault: why its files cannot be loaded, and what to do; ``None`` if they can be, or are not
             here.
         found_gpus: the GPUs of this machine; empty if others are described.
@@ -149,6 +150,7 @@ class Facts:
     python_required: str
     packages: tuple[Package, ...]
     is_here: bool = False
+    is_alone: bool = False
     fault: tuple[str | Remark, ...] | None = None
     found_gpus: tuple[FoundGPU, ...] = ()
     described: tuple[GPU, ...] | None = None
@@ -197,7 +199,7 @@ def gather(
     made_of: dict[str, Any] = {"revision": revision, "base": base, "lora": lora}
     shape = architecture(model, **made_of, tries_adapter=False).shape()
     alone = is_file(model)
-    is_here, fault = (True, None) if alone else _files(model, made_of)
+    is_here, fault = _beside(model) if alone else _files(model, made_of)
     if gpus is None:
         import_torch_if_needed()
     found_gpus = find_gpus() if gpus is None else ()
@@ -211,6 +213,7 @@ def gather(
         python_required=required,
         packages=packages,
         is_here=is_here,
+        is_alone=alone,
         fault=fault,
         found_gpus=found_gpus,
         described=None if gpus is None else gpus_of(gpus),
@@ -223,6 +226,13 @@ def gather(
         hub=_hub() if hub else None,
         cpu=cpu_here(),
     )
+
+
+def _beside(config: str) -> tuple[bool, None]:
+    """Return whether weights are beside a ``config.json``; what they are is not looked at."""
+    from glm4v_magic.checkpoints.files import holds_weights
+
+    return holds_weights(expanded(config).parent), None
 
 
 def _files(model: str, made_of: Mapping[str, Any]) -> tuple[bool, tuple[str | Remark, ...] | None]:

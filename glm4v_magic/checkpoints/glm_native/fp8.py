@@ -32,7 +32,7 @@ __all__ = ["SCALE", "Fp8", "read_fp8"]
 SCALE = "_scale_inv"
 """Suffix of the scales' name, after the name of the weight."""
 
-_OTHER = "Load the checkpoint in bfloat16, quantised as it is loaded if need be."
+_OTHER = "Take the original checkpoint in bfloat16, quantised as it is loaded if need be."
 
 _Side = Annotated[int, Field(ge=1, lt=2**20)]
 
