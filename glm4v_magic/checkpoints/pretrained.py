@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from glm4v_magic.checkpoints.files import TensorInfo
 from glm4v_magic.checkpoints.packages import quiet_bitsandbytes
 from glm4v_magic.core.errors import CheckpointError, OptionError
+from glm4v_magic.images.messages import one_line
 from glm4v_magic.imports import import_whole
 
 if TYPE_CHECKING:
@@ -120,12 +121,25 @@ def load_weights(
             )
         except RuntimeError as error:
             raise _reported(folder, reports) or error from None
-    faults = {kind: names for kind, names in info.items() if names}
-    if faults:
-        raise CheckpointError(f"{folder} could not be loaded completely: {faults}.")
+    _require_all(folder, info)
     if generation is not None:
         model.generation_config = _generation_config(generation)
     return model.eval()
+
+
+def _require_all(folder: Path, info: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if transformers found weights missing or left over.
+
+    Names and shapes of full weights are checked before; what describes quantised ones is not.
+    """
+    for kind, names in info.items():
+        if names:
+            first = one_line(str(min(names, key=str)))
+            raise CheckpointError(
+                f"{folder} could not be loaded completely: {kind.replace('_', ' ')} such as "
+                f"{first}.",
+                "Config and weights do not belong together; download them again.",
+            )
 
 
 @contextmanager

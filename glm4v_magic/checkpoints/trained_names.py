@@ -21,8 +21,13 @@ OF_VOCABULARY = (
 )
 """Published names of the weights that have a row for each token: a fine-tune may add some."""
 
-_PREFIXES = ("base_model.model.", "module.", "_orig_mod.")
-_INFIXES = ((r"\._orig_mod\.", "."), (r"\.base_layer\.", "."), (r"\.modules_to_save\.\w+\.", "."))
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_PREFIXES = ("base_model.model.", "module.", *(f"{each}." for each in _WRAPPERS))
+_INFIXES = (
+    *((rf"\.{each}\.", ".") for each in _WRAPPERS),
+    (r"\.base_layer\.", "."),
+    (r"\.modules_to_save\.\w+\.", "."),
+)
 _LEFT_OVER = ".original_module."  # what a module was before it was trained as a whole
 _PART = re.compile(
     r"^(?P<module>.+?)\."

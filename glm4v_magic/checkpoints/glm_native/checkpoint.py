@@ -17,6 +17,7 @@ from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
 from glm4v_magic.checkpoints.glm_native.families import family_of
 from glm4v_magic.checkpoints.glm_native.fp8 import SCALE, Fp8
 from glm4v_magic.checkpoints.glm_native.hybrid import FLOAT32_MODULES
+from glm4v_magic.checkpoints.glm_native.weight_names import require_weights
 from glm4v_magic.checkpoints.pretrained import (
     LoadOptions,
     load_weights,
@@ -30,6 +31,7 @@ from glm4v_magic.planning.precision import require_whole_blocks
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from glm4v_magic.checkpoints import Loaded
     from glm4v_magic.checkpoints.files import Stamp
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["NativeCheckpoint"]
 
 _UNQUANTIZED = ("lm_head", "model.visual")
+_FREQUENCIES = ".inv_freq"  # which each model computes
 _BUFFERS = re.compile(r"\.(inv_freq|e_score_correction_bias)$")  # in files, but no weights
 _HERE = "glm4v_magic.checkpoints.glm_native"
 _MODULES = (
@@ -229,9 +232,24 @@ class NativeCheckpoint:
         """Raise CheckpointError unless all but the weights can be read."""
         require_mergeable(self._merges, self.tensors)
         self.processor()
-        self._architecture.build_meta(self._architecture.shape().dtype)
+        self._require_weights(self._architecture.build_meta(self._architecture.shape().dtype))
         if self._stored is not None:
             self._stored.require()
+
+    def _require_weights(self, model: PreTrainedModel) -> None:
+        """Raise CheckpointError unless names and shapes in the files are those of the model."""
+        packed: set[str] = set()
+        if self._stored is not None:
+            packed = {each.module for each in self._stored.packed} | self._stored.restored.keys()
+        published = {
+            name: info
+            for name, info in self.tensors.items()
+            if not name.endswith((SCALE, _FREQUENCIES))
+        }
+        tied = {"lm_head.weight"} if self._architecture.ties_embeddings else set()
+        require_weights(
+            self.folder, published, model, packed=frozenset(packed), optional=frozenset(tied)
+        )
 
     @cached_property
     def _made(self) -> dict[int | None, NativeProcessor]:
