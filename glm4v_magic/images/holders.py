@@ -1,4 +1,4 @@
-"""What other libraries hold images in: tables, columns, uploads, widgets, charts.
+"""What other libraries hold images in: tables, columns, uploads, widgets, charts, chat messages.
 
 Their types are recognised without importing them: where such a value exists, its library is
 imported already.
@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from glm4v_magic.core.errors import ImageError, reason
-from glm4v_magic.images.formats import CLIPS, SUFFIXES
+from glm4v_magic.images.formats import CLIPS, SUFFIXES, is_known
 from glm4v_magic.images.messages import one_line
 
 __all__ = [
     "columns_of_images",
+    "file_in",
+    "head_of_file_in",
     "is_instance",
     "is_row",
     "kind_of",
@@ -36,6 +38,67 @@ def is_instance(value: object, module: str, *names: str) -> bool:
     """Tell whether `value` is of a class of a library that may not be imported."""
     found = (getattr(sys.modules.get(module), name, None) for name in names)
     return any(isinstance(value, cls) for cls in found if isinstance(cls, type))
+
+
+_HEAD = 512  # bytes that tell what a file is
+
+
+def file_in(value: Any) -> bytes | None:
+    """Return the bytes of a file in an array or tensor, as OpenCV and torchvision hold them.
+
+    They have one axis, or a second of one in earlier versions of OpenCV. ``None`` of anything else:
+    what does not begin like a file is taken for pixels.
+    """
+    return _bytes_of(value.reshape(-1)) if is_known(head_of_file_in(value)) else None
+
+
+def head_of_file_in(value: Any) -> bytes:
+    """Return the first bytes of an array or tensor that may hold a file; else nothing."""
+    if is_instance(value, "torch", "Tensor"):
+        is_plain = value.device.type != "meta" and not value.is_nested
+        if not is_plain or not str(value.layout).endswith("strided"):
+            return b""
+    elif not is_instance(value, "numpy", "ndarray"):
+        return b""
+    shape = tuple(value.shape)
+    is_flat = len(shape) == 1 or (len(shape) == 2 and 1 in shape)
+    if not is_flat or str(value.dtype).rpartition(".")[2] != "uint8":
+        return b""
+    return _bytes_of(value.reshape(-1)[:_HEAD])
+
+
+def _bytes_of(flat: Any) -> bytes:
+    array = flat.detach().cpu().numpy() if is_instance(flat, "torch", "Tensor") else flat
+    content: bytes = array.tobytes()
+    return content
+
+
+def _in_part(part: Mapping[Any, Any]) -> Any:
+    """Return the image of a part of a message to a chat model; ``None`` if it is no such part.
+
+    OpenAI's has the URL in ``image_url``, in a mapping of its own or not; Anthropic's has a URL or
+    base64 in ``source``; transformers' has a path, a URL or base64.
+    """
+    if part.get("type") not in _PARTS or not part.keys() <= _KEYS_OF_PARTS:
+        return None
+    found = [part[key] for key in _WHERE if part.get(key) is not None]
+    if len(found) != 1:
+        return None
+    (where,) = found
+    if not isinstance(where, Mapping):
+        return where
+    inner = [where[key] for key in ("url", "data") if isinstance(where.get(key), str | bytes)]
+    return inner[0] if len(inner) == 1 else None
+
+
+def _is_part_alone(part: Mapping[Any, Any]) -> bool:
+    """Tell whether a mapping is a part of a message that could be no row of a table."""
+    return _in_part(part) is not None and any(isinstance(each, Mapping) for each in part.values())
+
+
+_PARTS = ("image", "image_url", "input_image")
+_WHERE = ("image_url", "source", "image", "url", "path", "base64", "data")
+_KEYS_OF_PARTS = {*_WHERE, "type", "detail", "media_type", "mime_type", "cache_control"}
 
 
 def several(value: Any, source: str) -> Sequence[Any] | None:
@@ -236,8 +299,9 @@ def _shown(gap: object) -> str:
 
 def _is_image(value: object) -> bool:
     if isinstance(value, Mapping):
-        return bool(value) and value.keys() <= _STORED
-    return isinstance(value, bytes) or is_instance(value, "PIL.Image", "Image")
+        return bool(value) and (value.keys() <= _STORED or _is_part_alone(value))
+    is_file = isinstance(value, bytes) or is_known(head_of_file_in(value))
+    return is_file or is_instance(value, "PIL.Image", "Image")
 
 
 def _names_an_image(value: object, suffixes: tuple[str, ...] = SUFFIXES) -> bool:
@@ -270,10 +334,8 @@ def taken_out(value: Any, source: str) -> Any:
     """
     if is_instance(value, "pyarrow", "Scalar"):  # a struct is a mapping, too
         value = value.as_py()
-    if isinstance(value, Mapping) and value and value.keys() <= _STORED:
-        return value["path"] if value.get("bytes") is None else value["bytes"]
-    if isinstance(value, Mapping) and not {"name", "content"} <= value.keys():
-        return _of_row(value, value, source)
+    if isinstance(value, Mapping):
+        return _of_mapping(value, source)
     if is_instance(value, "pandas", "Series"):
         return _of_row(dict(value), value, source)
     if is_instance(value, "ipywidgets", "Image"):
@@ -293,6 +355,15 @@ def taken_out(value: Any, source: str) -> Any:
             lambda file: value.save(file, format="png"),
         )
     return value
+
+
+def _of_mapping(value: Mapping[Any, Any], source: str) -> Any:
+    if value and value.keys() <= _STORED:
+        return value["path"] if value.get("bytes") is None else value["bytes"]
+    if {"name", "content"} <= value.keys():
+        return value
+    part = _in_part(value)
+    return _of_row(value, value, source) if part is None else part
 
 
 def _of_numbers(array: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 from glm4v_magic.core.errors import ImageError
 from glm4v_magic.core.image import DEFAULT_LIMITS, SourcedImage
 from glm4v_magic.images.formats import SUFFIXES, is_read
-from glm4v_magic.images.holders import several, taken_out
+from glm4v_magic.images.holders import head_of_file_in, several, taken_out
 from glm4v_magic.images.uris import base64_head
 
 __all__ = ["may_be_images"]
@@ -159,6 +159,8 @@ def _array(value: Any) -> bool:
         return issubclass(type(value), str) and _text(value)
     if value.dtype.kind in "OSU":
         return _of_objects(value)
+    if is_read(head_of_file_in(value)):
+        return True
     frame = _frame(value)
     if not has_shape_of_image(frame.shape):
         return False

@@ -22,7 +22,7 @@ from glm4v_magic.images.arrays import from_numpy, from_torch
 from glm4v_magic.images.decode import decode, upright
 from glm4v_magic.images.files import current_folder, exists
 from glm4v_magic.images.formats import is_known
-from glm4v_magic.images.holders import is_instance, kind_of, several, taken_out
+from glm4v_magic.images.holders import file_in, is_instance, kind_of, several, taken_out
 from glm4v_magic.images.messages import (
     ACCEPTED,
     one_line,
@@ -80,11 +80,12 @@ def to_image(
 
     Args:
         value: a PIL image; a string or `Path` with a file or URL; the bytes of an image file or PDF
-            document, as they are or in base64; a binary file object; an array or tensor; a
-            matplotlib figure or axes; an `IPython.display.Image`; a widget, an upload, a row or
-            cell of a table, or a chart, see `holders`; any object that shows itself as PNG or JPEG
-            in a notebook. Arrays are height x width, with 1, 3 or 4 channels last or first (in
-            doubt last for numpy, first for torch), with or without a batch axis of one; bool,
+            document, as they are, in base64 or in an array or tensor of uint8 with one axis; a
+            part of a message to a chat model, see `holders`; a binary file object; an array or
+            tensor; a matplotlib figure or axes; an `IPython.display.Image`; a widget, an upload, a
+            row or cell of a table, or a chart, see `holders`; any object that shows itself as PNG
+            or JPEG in a notebook. Arrays are height x width, with 1, 3 or 4 channels last or first
+            (in doubt last for numpy, first for torch), with or without a batch axis of one; bool,
             integers of 0 to 255, uint16 (of the least of 8, 10, 12, 14 or 16 bits that holds its
             values, which the source then says), or floats of 0 to 1; in RGB order (OpenCV's is
             BGR).
@@ -136,9 +137,30 @@ def _named(
 def _from_pil(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
     if not is_instance(value, "PIL.Image", "Image"):
         return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as in decode: the file may be read only now
-        return upright(value, source, limits, page)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as in decode: the file may be read only now
+            return upright(value, source, limits, page)
+    except ImageError as error:
+        if not _was_closed(value, error.__cause__):
+            raise
+    raise ImageError(
+        f"{one_line(source)} was closed before it was read.",
+        "Give a copy that was made before: image.copy().",
+    )
+
+
+def _was_closed(image: Any, error: BaseException | None) -> bool:
+    """Tell whether a PIL image could not be read because it, or its file, was closed.
+
+    Args:
+        image: the image.
+        error: what Pillow said.
+    """
+    if "closed" in str(error):
+        return True
+    is_unread = bool(getattr(image, "tile", None))
+    return is_unread and getattr(image, "fp", None) is None
 
 
 def _from_bytes(
@@ -236,6 +258,9 @@ def _from_figure(value: Any, source: str, limits: Limits, page: int | None) -> S
 
 
 def _from_array(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
+    content = file_in(value)
+    if content is not None:
+        return _from_bytes(content, source, limits, page)
     if is_instance(value, "numpy", "ndarray"):
         require_page(page, 1, source)
         return from_numpy(value, source, limits)

@@ -15,7 +15,9 @@ from photos import BLUE, GREEN, RED, colours, encoded, error_of, fill, png
 from PIL import Image
 
 from glm4v_magic.images import resolve_images, to_image, to_images
-from glm4v_magic.mapping.items import are_images, items_of
+from glm4v_magic.images.holders import columns_of_images
+from glm4v_magic.images.recognised import may_be_images
+from glm4v_magic.mapping.items import are_images, is_table, items_of
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +30,65 @@ def folder(tmp_path, monkeypatch):
 
 def seen(value):
     return [colours(photo)[0] for photo in to_images(value, "x")]
+
+
+def in_base64(colour):
+    return base64.b64encode(png(colour, size=(40, 30))).decode()
+
+
+URL = f"data:image/png;base64,{in_base64(RED)}"
+PARTS = [
+    {"type": "image_url", "image_url": {"url": URL, "detail": "high"}},
+    {"type": "image_url", "image_url": {"url": "red.png"}},
+    {"type": "input_image", "image_url": URL, "detail": "auto"},
+    {
+        "type": "image",
+        "source": {"type": "base64", "media_type": "image/png", "data": in_base64(RED)},
+        "cache_control": {"type": "ephemeral"},
+    },
+    {"type": "image", "source": {"type": "url", "url": URL}},
+    {"type": "image", "image": Image.new("RGB", (2, 2), RED)},
+    {"type": "image", "url": URL},
+    {"type": "image", "path": "red.png"},
+    {"type": "image", "base64": in_base64(RED), "mime_type": "image/png"},
+]
+
+
+class TestParts:
+    """Parts of messages to chat models."""
+
+    @pytest.mark.parametrize("part", PARTS)
+    def test_each_is_read_alone_and_with_others(self, part):
+        assert seen(part) == [RED]
+        assert seen([part, png(BLUE)]) == [RED, BLUE]
+        assert may_be_images(part)
+
+    def test_each_is_an_item_of_a_map(self):
+        nested = PARTS[:2] + PARTS[3:5]
+        items = items_of(nested, "x")
+        assert not is_table(nested)
+        assert are_images("What?", items)
+        assert seen({"photo": nested[0], "n": 1}) == [RED]
+        assert columns_of_images({"n": [1, 2], "photo": nested[1:3]}) == ["photo"]
+        assert [seen(each)[0] for each in items.values] == [RED] * 4
+
+    def test_rows_with_such_columns_stay_rows(self):
+        rows = [{"type": "image", "url": "red.png", "label": "a"}]
+        assert seen(rows) == [RED]
+        (record,) = items_of(rows, "x").records
+        assert list(record) == ["type", "url", "label"]
+
+    @pytest.mark.parametrize(
+        "part",
+        [
+            {"type": "image", "source": {"type": "file", "file_id": "f"}},
+            {"type": "text", "text": "red"},
+            {"type": "image_url", "image_url": {}},
+        ],
+    )
+    def test_what_has_no_image_is_not_one(self, part):
+        assert "x is a dict, not an image" in error_of(to_image, part, "x")
+        assert not may_be_images(part)
 
 
 STORED = [{"bytes": png(RED), "path": None}, {"bytes": None, "path": "photos/a.png"}]

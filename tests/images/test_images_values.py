@@ -24,6 +24,7 @@ from photos import BLACK, BLUE, GREEN, RED, WHITE, colours, encoded, error_of, f
 from PIL import Image
 
 from glm4v_magic.images import resolve_images, to_image, to_images
+from glm4v_magic.images.recognised import may_be_images
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,53 @@ class TestValues:
         content = bytearray(2 * len(png()))
         content[::2] = png()
         assert colours(to_image(memoryview(content)[::2], "x")) == [RED]
+
+    @pytest.mark.parametrize("shape", [(-1,), (-1, 1), (1, -1)])
+    @pytest.mark.parametrize("of", [np.asarray, torch.from_numpy])
+    def test_bytes_in_an_array(self, of, shape):
+        """As np.fromfile, cv2.imencode and torchvision.io.read_file give them."""
+        content = np.frombuffer(png(GREEN), np.uint8).copy()
+        value = of(content).reshape(shape)
+        assert colours(to_image(value, "x")) == [GREEN]
+        assert to_image(value, "x").source == "x"
+        assert may_be_images(value)
+        assert [colours(each) for each in to_images([value, png(RED)], "x")] == [[GREEN], [RED]]
+        row = {"data": value, "n": 1}
+        assert colours(to_image(row, "x")) == [GREEN]
+        damaged = value.reshape(-1)[: len(content) // 2]
+        assert "is cut short or damaged" in error_of(to_image, damaged, "x")
+
+    def test_bytes_in_an_array_of_what_is_not_read_and_of_pixels(self):
+        clip = np.frombuffer(b"\x1aE\xdf\xa3" + bytes(60), np.uint8)
+        assert error_of(to_image, clip, "x") == error_of(to_image, clip.tobytes(), "x")
+        assert not may_be_images(clip)
+        grey = np.arange(64, dtype=np.uint8).reshape(64, 1)
+        assert to_image(grey, "x").original_size == (1, 64)
+        assert "(64,), which is not the shape" in error_of(to_image, grey[:, 0], "x")
+
+    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "BMP"])
+    @pytest.mark.parametrize("is_read", [False, True])
+    def test_a_pillow_image_that_was_closed(self, folder, kind, is_read):
+        Image.new("RGB", (32, 32), RED).save("it", kind)
+        with open("it", "rb") as stream:
+            of_file = Image.open(stream)
+        with Image.open("it") as left:
+            copy = left.copy() if is_read else None
+        closed = Image.open("it")
+        if is_read:
+            closed.load()
+        closed.close()
+        for image in (closed,) if is_read else (of_file, left, closed):
+            assert error_of(to_image, image, "x") == (
+                "x was closed before it was read. Give a copy that was made before: image.copy()."
+            )
+        if copy is not None:
+            assert to_image(copy, "x").original_size == (32, 32)
+
+    def test_a_pillow_image_that_is_damaged_is_not_closed(self, folder):
+        (folder / "half.png").write_bytes(encoded(Image.effect_noise((64, 64), 90))[:900])
+        with Image.open("half.png") as image:
+            assert "cut short or damaged" in error_of(to_image, image, "x")
 
     def test_paths(self):
         assert colours(to_image("red.png", "x")) == [RED]
