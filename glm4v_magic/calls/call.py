@@ -105,6 +105,13 @@ def sourced(images: object) -> tuple[SourcedImage, ...]:
     return to_images(images, "images")
 
 
+def _about_nothing(text: str, generation: Generation) -> str:
+    """Say that a model has ended its answer without a word; empty if there is an answer."""
+    if text or generation.finish_reason not in ENDED:
+        return ""
+    return f"Empty answer: {'only thinking came' if generation.thinking else 'not a word came'}."
+
+
 def answer_of(call: Call, generation: Generation, info: EngineInfo) -> ImageAnswer:
     """Return a generation as an answer; a continued one includes its earlier part."""
     conversation = call.conversation
@@ -125,7 +132,9 @@ def answer_of(call: Call, generation: Generation, info: EngineInfo) -> ImageAnsw
         usage=generation.usage,
         finish_reason=generation.finish_reason,
         seed=generation.seed,
-        notice=" ".join(filter(None, (info.notice, generation.notice))),
+        notice=" ".join(
+            filter(None, (info.notice, generation.notice, _about_nothing(said.text, generation)))
+        ),
         images=conversation.images,
         format=call.terms.form.format,
         plan=info.plan,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -167,6 +168,10 @@ class Counts:
         )
 
 
+_BETWEEN = re.compile(r"(?<=[.?!]) ")
+_MOST_SENTENCES = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Totals:
     """What is said below a table of rows.
@@ -176,7 +181,7 @@ class Totals:
         prompt_tokens: tokens of all prompts; ``None`` if a server did not tell one of them.
         new_tokens: tokens of all answers; likewise.
         model: name of the model; empty if there is no answer.
-        notice: what a reader of the answers must know.
+        notice: what a reader of the answers must know of any of them, each sentence once.
         untold: whether a server left out log-probabilities that were asked for.
         besides: number of answers of earlier runs that stay in the file, to items that are not
             among the rows.
@@ -201,7 +206,7 @@ class Totals:
             prompt_tokens=_plus(self.prompt_tokens, answer.usage.prompt_tokens),
             new_tokens=_plus(self.new_tokens, answer.usage.new_tokens),
             model=answer.model,
-            notice=answer.notice,
+            notice=_noted(self.notice, answer.notice),
             untold=self.untold or (answer.tokens == () and answer.text != ""),
         )
 
@@ -214,6 +219,15 @@ class Totals:
         for row in rows:
             totals += row
         return totals
+
+
+def _noted(told: str, more: str) -> str:
+    """Return what was told of the rows before with the sentences of one more that are new."""
+    if more in told:  # as most are: the same for all, or nothing
+        return told
+    sentences = dict.fromkeys(_BETWEEN.split(told)) if told else {}
+    sentences |= dict.fromkeys(_BETWEEN.split(more))
+    return " ".join([*sentences][:_MOST_SENTENCES])
 
 
 def _plus(total: int | None, number: int | None) -> int | None:

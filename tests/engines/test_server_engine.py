@@ -47,6 +47,7 @@ from glm4v_magic.core.errors import (
 )
 from glm4v_magic.core.events import Reclassified, Text, Thinking
 from glm4v_magic.core.options import Sampling
+from glm4v_magic.core.rows import Totals
 from glm4v_magic.core.server_address import API_KEY, ServerAddress, is_address, read_address
 from glm4v_magic.engines.server import connect
 from glm4v_magic.notebook.live.screen import NotebookScreen
@@ -793,6 +794,60 @@ class TestThinking:
         # Our own keeps it, and counts all tags, those around the answer included.
         server.answer(MODELS, models("m", glm4v_magic={"thinks": True}))
         assert glm4v_magic.load(server.url).ask("Q?", max_thinking=2).notice == ""
+
+    def test_thinking_that_comes_in_one_piece_is_counted_by_its_words(self, session, server):
+        def notice(thought, text="A.", usage=None):
+            message = {"role": "assistant", "content": text, "reasoning_content": thought}
+            whole = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+            server.answer(CHAT, response(whole | ({"usage": usage} if usage else {})))
+            return session.ask("Q?", max_thinking=5).notice
+
+        beyond = "does not limit thinking: it went on beyond 5 tokens."
+        assert notice("long " * 200).endswith(beyond)
+        assert notice("long " * 9) == ""
+        untold = {"completion_tokens_details": {"reasoning_tokens": 0}}
+        for details in ({}, untold):  # of Chinese, that has no words between spaces
+            usage = {"prompt_tokens": 3, "completion_tokens": 100, **details}
+            assert notice("long " * 50, "A.", usage).endswith(beyond)
+            assert notice("想" * 80, "好" * 20, usage).endswith(
+                "seems not to limit thinking: it went on for about 80 tokens, where 5 were the "
+                "most."
+            )
+            assert notice("想" * 15, "好" * 85, usage) == ""
+        told = {"completion_tokens_details": {"reasoning_tokens": 9}}
+        usage = {"prompt_tokens": 3, "completion_tokens": 100, **told}
+        assert notice("想" * 80, "好" * 20, usage) == ""
+
+    def test_a_server_that_thinks_though_it_was_asked_not_to_is_told_of(self, session, server):
+        said = f"{server.url} has thought, though it was asked not to."
+        for events in (thinking("Hm."), [piece("<think>Hm.</think>")], [piece("Hm.</think>")]):
+            server.answer(CHAT, stream(*events, piece("A."), END))
+            assert session.ask("Q?", thinking=False).notice == said
+            assert session.ask("Q?", thinking=True).notice == ""
+        late = stream(piece("A."), *thinking("Hm."), END)
+        server.answer(CHAT, late)
+        assert session.ask("Q?", thinking=False).notice == said
+        for events in ([], thinking("\n"), [piece("<think>\n</think>\n")]):
+            server.answer(CHAT, stream(*events, piece("A."), END))
+            assert session.ask("Q?", thinking=False).notice == ""
+
+    def test_an_answer_without_a_word_says_so(self, session, server):
+        def notice(*events, **options):
+            server.answer(CHAT, stream(*events))
+            return session.ask("Q?", **options).notice
+
+        message = {"role": "assistant", "content": None}
+        assert notice({"choices": [{"message": message, "finish_reason": "stop"}]}) == (
+            "Empty answer: not a word came."
+        )
+        assert notice(piece(" "), END) == "Empty answer: not a word came."
+        assert notice(*thinking("Hm."), END) == "Empty answer: only thinking came."
+        assert "Empty" not in notice(*thinking("Hm."), piece(ending="length"))
+        assert notice(piece("A"), END) == ""
+        server.answer(CHAT, stream(END))
+        rows = session.map("{{item}}?", ["a", "b"])
+        assert [row.answer.notice for row in rows] == ["Empty answer: not a word came."] * 2
+        assert Totals.of(rows).notice == "Empty answer: not a word came."
 
     def test_a_server_that_refuses_its_limit_is_understood(self, session, server):
         server.answer(CHAT, response({"error": "no reasoning_config"}, "400 Bad Request"))

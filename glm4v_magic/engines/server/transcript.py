@@ -48,6 +48,8 @@ _CUT_OFF = ("length", "max_tokens", "max_output_tokens", "model_length")
 _LEAST_TOKENS = 5  # below which packets are measured, and not tokens
 _TAGS = 4
 """Number of tokens around the thinking that a server may count: both tags, a newline at each."""
+_SURELY = 2
+"""How many times the limit a share by characters has to be: code takes more tokens than words."""
 
 
 class Transcript:
@@ -258,7 +260,7 @@ class Transcript:
         """Return what the server has done otherwise than it was asked to; some are empty."""
         url = self._connection.url
         return (
-            self._about_budget(),
+            self._about_thinking(),
             self._about_images(),
             f"{url} sends further answers, which are left out." if self._has_others else "",
             f"{url} sends further what is not read here: {self._kinds()}." if self._unread else "",
@@ -279,15 +281,37 @@ class Transcript:
         said = self._connection.said(finish)
         return f"{url} ends the answer with the word {said!r}: it may be cut off."
 
-    def _about_budget(self) -> str:
-        """Say that the server does not limit the thinking, if it was asked to and did not."""
-        most = self._request.sampling.max_thinking
+    def _about_thinking(self) -> str:
+        """Say that the server has thought though it was not to, or for longer than it was to."""
+        sampling, url = self._request.sampling, self._connection.url
+        if sampling.thinking is False and self._parts.thinking:
+            return f"{url} has thought, though it was asked not to."
+        most = sampling.max_thinking
+        if most is None or self._manners.limits_thinking:
+            return ""
+        if self._least_thought() > most + _TAGS:
+            return f"{url} does not limit thinking: it went on beyond {most} tokens."
+        likely = self._likely_thought()
+        if likely > _SURELY * (most + _TAGS):
+            about = f"for about {counted(likely, 'token')}, where {most} were the most"
+            return f"{url} seems not to limit thinking: it went on {about}."
+        return ""
+
+    def _least_thought(self) -> int:
+        """Return how many tokens of thinking there are at least."""
         count = self._counts.thinking_tokens
-        if self._manners.limits_thinking:
-            return ""
-        if most is None or (self._thought if count is None else count) <= most + _TAGS:
-            return ""
-        return f"{self._connection.url} does not limit thinking: it went on beyond {most} tokens."
+        if count:  # servers that do not tell thinking apart may count none
+            return count
+        # A piece is a token or more, and no token spans words: a server may send all in one piece.
+        return max(self._thought, len(self._parts.thinking.split()))
+
+    def _likely_thought(self) -> int:
+        """Return the thinking's share of the tokens, by characters; 0 if that cannot be told."""
+        told, all_tokens = self._counts.thinking_tokens, self._counts.completion_tokens
+        thought = len(self._parts.thinking)
+        if told or all_tokens is None or not thought:
+            return 0
+        return all_tokens * thought // (thought + len(self._parts.text))
 
     def _about_images(self) -> str:
         """Say that the server has read none of the images, if its counts tell so."""
