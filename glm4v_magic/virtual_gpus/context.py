@@ -19,6 +19,7 @@ from glm4v_magic.virtual_gpus.dlpack import exporters, inner_functions
 from glm4v_magic.virtual_gpus.facade import CudaFacade
 from glm4v_magic.virtual_gpus.generators import VirtualGenerator
 from glm4v_magic.virtual_gpus.guard import install_noop_cuda_guard
+from glm4v_magic.virtual_gpus.lazy import lazy_weights_refused
 from glm4v_magic.virtual_gpus.machine import Machine, OnMismatch, Values
 from glm4v_magic.virtual_gpus.meta_model import without_data
 from glm4v_magic.virtual_gpus.modes import (
@@ -38,8 +39,8 @@ from glm4v_magic.virtual_gpus.package import (
 )
 from glm4v_magic.virtual_gpus.parallel import collectives
 from glm4v_magic.virtual_gpus.report import CopyRecord, MemoryPeak, Problem, Report
-from glm4v_magic.virtual_gpus.saving import gpu_storages
-from glm4v_magic.virtual_gpus.storages import tensors_alone
+from glm4v_magic.virtual_gpus.saving import files_of_gpus
+from glm4v_magic.virtual_gpus.storages import storages_on_gpus
 from glm4v_magic.virtual_gpus.streams import Ranges, VirtualEvent, VirtualStream
 
 __all__ = ["VirtualGPUs", "active"]
@@ -169,11 +170,12 @@ class VirtualGPUs:
                 undo.enter_context(
                     _replaced(torch.overrides, {"has_torch_function": has_torch_function})
                 )
-            undo.enter_context(gpu_storages(machine, machine.ledger, machine.gpu))
+            undo.enter_context(files_of_gpus(machine))
             undo.enter_context(_replaced(nn.Module, {"__call__": self._traced_call()}))
             undo.enter_context(_replaced(threading.Thread, {"start": self._traced_start()}))
             undo.enter_context(swapped_parameters())
-            undo.enter_context(tensors_alone())
+            undo.enter_context(lazy_weights_refused())
+            undo.enter_context(storages_on_gpus(machine))
             undo.enter_context(virtual_devices(self._machine))
             undo.callback(setattr, self._machine, "is_open", False)
             undo.callback(_active.remove, self)

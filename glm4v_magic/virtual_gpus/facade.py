@@ -174,8 +174,10 @@ class CudaFacade:
 
     def _exchange_device(self, device: int | str | torch.device) -> int:
         before, index = self.current_device(), self._index(device)
+        if index >= len(self._gpus):
+            raise RuntimeError(f"CUDA error: invalid device ordinal: there is no cuda:{index}")
         if index >= 0:
-            self._thread.index = self._gpu(index).index
+            self._thread.index = index
         return before
 
     def _allocated(self, device: int | str | torch.device | None = None) -> int:

@@ -20,6 +20,8 @@ from glm4v_magic.virtual_gpus.report import Guess, MetaTensorError, MixedDeviceE
 from glm4v_magic.virtual_gpus.rules import (
     IMPLICIT,
     NO_DATA,
+    RULES,
+    SETS,
     Mismatch,
     check_devices,
     composite_kernel,
@@ -28,6 +30,7 @@ from glm4v_magic.virtual_gpus.rules import (
     lazy_views,
     may_stay,
 )
+from glm4v_magic.virtual_gpus.storages import device_of_memory
 from glm4v_magic.virtual_gpus.tensor import (
     CPU,
     META,
@@ -161,11 +164,8 @@ class Machine:
             self._note(aten._to_copy.default, Mismatch(NO_DATA, device, META))
         if tensor.device != device and device != META and tensor.numel():
             made_in = tensor.made_in if isinstance(tensor, VirtualTensor) else ""
-            key = (
-                self.trace.phase, str(tensor.device), str(device), made_in, self.trace.module
-            )  # fmt: skip
-            self.copies[key] += 1
-            self.copied_bytes[key] += tensor.numel() * tensor.element_size()
+            size = tensor.numel() * tensor.element_size()
+            self.crossed(size, tensor.device, device, made_in)
         source = content(tensor)
         if device == META:
             source = source.to(META)
@@ -179,6 +179,25 @@ class Machine:
         if is_guessed and copy.device == META and device != META and not copy.is_floating_point():
             copy = self._guess(aten._to_copy.default, copy)
         return self._place(copy, device)
+
+    def crossed(
+        self, size: int, source: torch.device, target: torch.device, made_in: str = ""
+    ) -> None:
+        """Record a copy of `size` bytes from one device to another."""
+        key = self.trace.phase, str(source), str(target), made_in, self.trace.module
+        self.copies[key] += 1
+        self.copied_bytes[key] += size
+
+    def place_of(self, storage: torch.UntypedStorage) -> torch.device:
+        """Return the device of a storage: the GPU that it is counted on, if any."""
+        gpu = self.ledger.gpu_of(storage)
+        return device_of_memory(storage) if gpu is None else torch.device("cuda", gpu)
+
+    def hold(self, storage: torch.UntypedStorage, size: int, device: torch.device) -> None:
+        """Count a storage on a GPU, where it has `size` bytes or is about to have them."""
+        assert device.index is not None
+        trace = self.trace
+        self.ledger.hold(storage, size, device.index, trace.phase, trace.module, self._where)
 
     def saved(self, tensor: VirtualTensor) -> torch.Tensor:
         """Return the content of `tensor` for a file.
@@ -274,6 +293,37 @@ class Machine:
         if into.device != META:
             into.zero_() if values.device == META else into.copy_(values)
         return target
+
+    def _set(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Let a tensor take the memory of another tensor, or a storage."""
+        tensor, source, *shape = args
+        device = tensor.device
+        is_tensor = isinstance(source, torch.Tensor)
+        found = source.device if is_tensor else self.place_of(source)
+        if found != device:
+            message = RULES["set"].message.format(expected=device, found=found)
+            self._note(operator, Mismatch(message, device, found))
+            if not is_tensor and device_of_memory(source).type == "cuda":
+                # C++ took the memory of a wrapper, out of which no value can be moved
+                raise MixedDeviceError(self.problems[-1])
+            octets = source if is_tensor else self._octets(source)
+            moved = self.move(octets, device)
+            source = moved if is_tensor else moved.untyped_storage()
+        inner = content(tensor)
+        given = content(source) if is_tensor else source
+        memory = given.device if isinstance(given, torch.Tensor) else device_of_memory(given)
+        if isinstance(tensor, VirtualTensor) and inner.device != memory:
+            # without data, small tensors have values, and large ones have none
+            inner = torch.empty(0, dtype=inner.dtype, device=memory)
+        operator(inner, given, *shape)
+        if isinstance(tensor, VirtualTensor):
+            tensor.content = _without_data(inner) if self._drops(inner) else inner
+            self._follow_contents((tensor,))
+        return tensor
+
+    def _octets(self, storage: torch.UntypedStorage) -> torch.Tensor:
+        octets = torch.empty(0, dtype=torch.uint8, device=device_of_memory(storage)).set_(storage)
+        return self._place(octets, self.place_of(storage))
 
     def _item(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = content(args[0])
@@ -488,9 +538,8 @@ class Machine:
         return VirtualTensor.wrap(tensor, device, self.trace.module, self)
 
     def _count(self, content: torch.Tensor, gpu: torch.device) -> None:
-        assert gpu.index is not None
-        trace = self.trace
-        self.ledger.add(content, gpu.index, trace.phase, trace.module, self._where)
+        storage = content.untyped_storage()
+        self.hold(storage, storage.nbytes(), gpu)
 
     def _where(self) -> str:
         module = self.trace.module
@@ -581,6 +630,7 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     aten.histc.default: Machine._histogram,
     aten.masked_scatter.default: Machine._masked_scatter,
     aten.masked_scatter_.default: Machine._masked_scatter,
+    **dict.fromkeys(SETS, Machine._set),
     **dict.fromkeys(_OF_LIBRARIES, Machine._without_libraries),
     **dict.fromkeys(_INDEXING, Machine._index),
 }

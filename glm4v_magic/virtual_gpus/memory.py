@@ -99,18 +99,20 @@ class MemoryLedger:
         live = self._totals[gpu].live
         self._totals[gpu] = _Totals(live=live, most=live)
 
-    def add(
+    def hold(
         self,
-        content: torch.Tensor,
+        storage: torch.UntypedStorage,
+        size: int,
         gpu: int,
         phase: str,
         module: str,
         where: Callable[[], str],
     ) -> None:
-        """Count the storage of `content`; of one counted already, what it has grown by.
+        """Count a storage; of one that is counted already, by what its size has changed.
 
         Args:
-            content: a tensor whose storage holds, or would hold, the values.
+            storage: holds, or would hold, the values of a tensor.
+            size: the bytes that it has, or is about to have.
             gpu: index of the GPU.
             phase: see `MemoryPeak`.
             module: module whose forward is running.
@@ -122,19 +124,19 @@ class MemoryLedger:
         """
         if self.is_forked:  # before the lock, which another thread may have held
             raise RuntimeError(_FORKED)
-        storage = content.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key = storage._cdata
         with self._lock:
             self._subtract_ended()
             _, before = self._sizes.get(key, (gpu, 0))
-            if key in self._known and size <= before:
+            if key in self._known and size == before:
                 return
             size -= before
-            if self._live[gpu] + size > self.capacities[gpu] * self._fractions[gpu]:
+            if size > 0 and self._live[gpu] + size > self.capacities[gpu] * self._fractions[gpu]:
                 self._refusals[gpu] += 1
                 raise torch.OutOfMemoryError(self._out_of_memory(gpu, size) + f" ({where()})")
             totals = self._totals[gpu]
-            totals.octets += size
+            totals.octets += max(size, 0)
+            totals.freed_octets += max(-size, 0)
             if key not in self._known:
                 totals.storages += 1
                 totals.live += 1

@@ -19,8 +19,8 @@ from glm4v_magic.virtual_gpus.generators import DefaultGenerator, check_generato
 from glm4v_magic.virtual_gpus.nested import refuse_jagged
 from glm4v_magic.virtual_gpus.old_types import device_and_dtype
 from glm4v_magic.virtual_gpus.recurrent import CELLS, LAYERS
-from glm4v_magic.virtual_gpus.rules import is_implicit, lazy_views
-from glm4v_magic.virtual_gpus.tensor import VirtualTensor, leaves, replace_leaves
+from glm4v_magic.virtual_gpus.rules import SETS, is_implicit, lazy_views
+from glm4v_magic.virtual_gpus.tensor import META, VirtualTensor, leaves, replace_leaves
 
 __all__ = [
     "has_torch_function",
@@ -31,7 +31,8 @@ __all__ = [
 
 _PLACE_OF_DEVICE = {"to": 1, "_parse_to": 0}
 _PYTHON_NUMBERS_TO_TENSOR = (torch.tensor, torch.as_tensor, torch.asarray)
-_MEMORY = (torch.Tensor, torch.UntypedStorage, torch.TypedStorage)
+_STORAGES = (torch.UntypedStorage, torch.TypedStorage)
+_MEMORY = (torch.Tensor, *_STORAGES)
 
 
 class _Machine(Protocol):
@@ -45,6 +46,8 @@ class _Machine(Protocol):
     def recurrent(self, function: Any, args: tuple[Any, ...]) -> Any: ...
 
     def gpu(self, device: torch.device) -> torch.device: ...
+
+    def place_of(self, storage: torch.UntypedStorage) -> torch.device: ...
 
 
 @contextmanager
@@ -153,7 +156,9 @@ class _DispatchMode(TorchDispatchMode):
         if isinstance(func, HigherOrderOperator):
             return _whole(func, args, kwargs)
         if self._machine.is_open and (
-            VirtualTensor in types or any(map(_is_gpu, (*args, *kwargs.values())))
+            VirtualTensor in types
+            or func in SETS  # its storage may be that of a GPU
+            or any(map(_is_gpu, (*args, *kwargs.values())))
         ):
             return self._machine.dispatch(func, args, kwargs)
         if is_implicit(func):
@@ -231,6 +236,11 @@ class _FunctionMode(TorchFunctionMode):
         if isinstance(tensor, VirtualTensor) and isinstance(value, VirtualTensor):
             tensor.become(value)
         elif isinstance(tensor, VirtualTensor) or isinstance(value, VirtualTensor):
+            if META in (tensor.device, value.device):
+                raise RuntimeError(
+                    "Attempted to call `variable.set_data(tensor)`, but `variable` and `tensor` "
+                    "have incompatible tensor type."
+                )
             moved = value.detach()
             if isinstance(tensor, torch.nn.Parameter):
                 moved = torch.nn.Parameter(moved, requires_grad=tensor.requires_grad)
@@ -261,7 +271,17 @@ class _FunctionMode(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _from_numbers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Tensors inside a list are read in C++, which a virtual tensor does not allow."""
+        """Tensors inside a list are read in C++, which a virtual tensor does not allow.
+
+        Of a storage C++ makes a tensor that shares its memory.
+        """
+        if args and isinstance(args[0], _STORAGES):
+            memory: Any = getattr(args[0], "_untyped_storage", args[0])
+            place = self._machine.place_of(memory)
+            if place.type == "cuda":
+                dtype = getattr(args[0], "dtype", torch.int64)
+                shared = torch.empty(0, dtype=dtype, device=place).set_(memory)
+                return shared.to(device=kwargs.get("device"), dtype=kwargs.get("dtype"))
         return func(*map(_numbers, args), **{name: _numbers(kwargs[name]) for name in kwargs})
 
     def _new(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -28,7 +28,9 @@ class _OldType(type):
     dtype: torch.dtype
 
     def __call__(cls, *values: Any, device: Any = "cuda") -> Any:
-        """Make a tensor of a list of numbers, or of these sizes, its values undefined."""
+        """Make a tensor of a list of numbers, of a storage, or of these sizes, without values."""
+        if len(values) == 1 and isinstance(values[0], (torch.UntypedStorage, torch.TypedStorage)):
+            return torch.empty(0, dtype=cls.dtype, device=device).set_(values[0])
         if len(values) == 1 and not isinstance(values[0], (int, torch.Size)):
             return torch.tensor(values[0], dtype=cls.dtype, device=device)
         return torch.empty(*values if values else (0,), dtype=cls.dtype, device=device)

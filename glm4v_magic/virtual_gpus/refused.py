@@ -12,15 +12,9 @@ _GRAPHS = "nothing is launched that a CUDA graph could record"
 _SENSORS = "a computer without the GPU has no sensors to read"
 _LIBRARIES = "what lies behind the handle is a library of CUDA"
 _ALLOCATOR = "memory is counted, and allocated by the CPU"
-_STORAGES = "a virtual GPU has tensors and no storages; use torch.cuda.FloatTensor and the like"
-_KINDS = (
-    "BFloat16", "Bool", "Byte", "Char", "ComplexDouble", "ComplexFloat", "Double", "Float", "Half",
-    "Int", "Long", "Short",
-)  # fmt: skip
 
 REFUSED: Mapping[str, str] = MappingProxyType(
     {
-        **dict.fromkeys((f"{kind}Storage" for kind in _KINDS), _STORAGES),
         "CUDAGraph": _GRAPHS,
         "graph": _GRAPHS,
         "graph_pool_handle": _GRAPHS,

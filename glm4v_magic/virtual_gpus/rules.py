@@ -34,6 +34,7 @@ __all__ = [
     "IMPLICIT",
     "NO_DATA",
     "RULES",
+    "SETS",
     "TAKES_CPU_SCALAR",
     "DeviceRule",
     "Mismatch",
@@ -125,6 +126,14 @@ RULES: Mapping[str, DeviceRule] = MappingProxyType(
         # copies are what crosses devices
         "copy": DeviceRule(default=Place.ANYWHERE),
         "_to_copy": DeviceRule(default=Place.ANYWHERE),
+        # aten/src/ATen/native/TensorProperties.cpp compares storages
+        "is_set_to": DeviceRule(default=Place.ANYWHERE),
+        # checkSetStorage in aten/src/ATen/native/Resize.h: of a tensor and of a storage alike
+        "set": DeviceRule(
+            decides="self",
+            message='Attempted to set the storage of a tensor on device "{expected}" to a storage '
+            'on different device "{found}".  This is no longer allowed; the devices must match.',
+        ),
         "equal": DeviceRule(
             message="Cannot compare two tensors on different devices. Got: {expected} and {found}"
         ),
@@ -146,6 +155,12 @@ RULES: Mapping[str, DeviceRule] = MappingProxyType(
 )
 """Operations with a rule of their own, by name in ``torch.ops.aten`` without the underscore of the
 in-place form."""
+
+SETS = frozenset({
+    torch.ops.aten.set_.source_Storage, torch.ops.aten.set_.source_Storage_storage_offset,
+    torch.ops.aten.set_.source_Tensor, torch.ops.aten.set_.source_Tensor_storage_offset,
+})  # fmt: skip
+"""Operations that give a tensor the memory of another one, or a storage: its device is `set`'s."""
 
 TAKES_CPU_SCALAR = frozenset({
     "add", "addcmul", "atan2", "bitwise_and", "bitwise_left_shift", "bitwise_or",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, Self
@@ -13,6 +14,11 @@ __all__ = ["CPU", "META", "Owner", "VirtualTensor", "content", "leaves", "replac
 
 CPU = torch.device("cpu")
 META = torch.device("meta")
+# torch/_tensor.py
+_NO_LEAF = (
+    "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at "
+    "the moment."
+)
 
 
 class Owner(Protocol):
@@ -127,8 +133,20 @@ class VirtualTensor(torch.Tensor):
         )
 
     def untyped_storage(self) -> Any:
-        """Return the storage of the content, by which libraries tell shared tensors apart."""
+        """Return the storage of the content; it says that it is on this device."""
         return self.content.untyped_storage()
+
+    def set_(self, *source: Any, **named: Any) -> torch.Tensor:
+        """Take the memory of a tensor or a storage.
+
+        Of a part of a virtual tensor C++ would take the wrapper's memory, which is none.
+        """
+        take: Any = super().set_
+        if "source" in named:
+            source = (named.pop("source"), *source)
+        if source and isinstance(source[0], VirtualTensor) and (source[1:] or named):
+            source = (source[0].untyped_storage(), *source[1:])
+        return take(*source, **named)
 
     def __dlpack__(self, *, stream: int | None = -1, dl_device: Any = None, **others: Any) -> Any:
         """Raise BufferError for libraries without GPUs, which name no stream, as CUDA's tensors do.
@@ -167,13 +185,31 @@ class VirtualTensor(torch.Tensor):
         return copied.requires_grad_(self.requires_grad)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
+        """Return a copy; those of tensors that share a storage share one, too.
+
+        Raises:
+            RuntimeError: as on a GPU, of a tensor that was computed with gradients.
+        """
+        if not self.is_leaf:
+            raise RuntimeError(_NO_LEAF)
         if id(self) not in memo:
-            copy = self.detach().clone().requires_grad_(self.requires_grad)
-            if isinstance(self, torch.nn.Parameter):
-                copy = torch.nn.Parameter(copy, requires_grad=self.requires_grad)
-            memo[id(self)] = copy
+            memo[id(self)] = self._copied(memo)
         copied: torch.Tensor = memo[id(self)]
         return copied
+
+    def _copied(self, memo: dict[int, Any]) -> torch.Tensor:
+        if isinstance(self, torch.nn.Parameter):
+            copied = self.detach().clone()
+            return torch.nn.Parameter(copied, requires_grad=self.requires_grad)
+        inner = self.content
+        if inner.is_nested or inner.is_conj() or inner.is_neg():
+            copied = self.detach().clone()
+        else:
+            storage = copy.deepcopy(self.untyped_storage(), memo)
+            copied = torch.empty(0, dtype=self.dtype, device=self.device).set_(
+                storage, self.storage_offset(), self.size(), self.stride()
+            )
+        return copied.requires_grad_(self.requires_grad)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if isinstance(self, torch.nn.Parameter):
@@ -191,7 +227,8 @@ class VirtualTensor(torch.Tensor):
         inner = self.content
         if inner.is_nested:
             return
-        if inner.size() != self.size() or inner.stride() != self.stride():
+        ours = self.size(), self.stride(), self.storage_offset()
+        if ours != (inner.size(), inner.stride(), inner.storage_offset()):
             _set_metadata(self, self.wrap(inner, self.device, self.made_in, self.owner))
 
 

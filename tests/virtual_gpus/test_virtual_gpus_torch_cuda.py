@@ -55,6 +55,7 @@ CALLS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # what PyTorch has other names for
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_every_public_name_works_or_is_refused() -> None:
     names = set(cuda.__all__)
     assert REFUSED.keys() <= names
@@ -71,7 +72,7 @@ def test_every_public_name_works_or_is_refused() -> None:
 def test_what_is_refused_is_in_the_docs() -> None:
     text = " ".join(DOCS.read_text().split())
     for name in {*REFUSED, *OF_CUDA_ALONE}:
-        assert f"`{name}`" in text or (name.endswith("Storage") and "`FloatStorage`" in text), name
+        assert f"`{name}`" in text, name
     for reason in set(REFUSED.values()):
         assert reason.partition(";")[0] in text, reason
 
@@ -224,31 +225,6 @@ def test_collectives_of_data_parallel() -> None:
         assert [t.tolist() for t in comm.broadcast(x[:2], out=[torch.empty(2, device="cuda:2")])]
         with pytest.raises(RuntimeError, match="must be on devices"):
             comm.broadcast_coalesced([x.cpu()], [0, 1])
-
-
-STORAGES: tuple[Callable[[], Any], ...] = (
-    lambda: torch.UntypedStorage(4, device="cuda"),
-    lambda: torch.UntypedStorage([1, 2], device=torch.device("cuda", 1)),
-    lambda: torch.TypedStorage(4, dtype=torch.float32, device="cuda:1"),
-    lambda: torch.UntypedStorage(4).cuda(),
-    lambda: torch.UntypedStorage(4).to(device="cuda"),
-    lambda: torch.FloatStorage(4).cuda(1),
-)
-
-
-@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
-@pytest.mark.parametrize("make", STORAGES)
-def test_a_storage_without_a_tensor_is_refused(make: Callable[[], Any]) -> None:
-    with VirtualGPUs("2x1GiB"):
-        with pytest.raises(NotImplementedError, match=r"^Virtual GPUs have no torch.UntypedStor"):
-            make()
-        # what is advised, and storages of the CPU and of a tensor
-        assert torch.empty(4, dtype=torch.uint8, device="cuda").untyped_storage().nbytes() == 4
-        assert torch.UntypedStorage(4, device="cpu").nbytes() == 4
-        assert torch.UntypedStorage(4).clone().nbytes() == 4
-    with pytest.raises((RuntimeError, AssertionError)):  # PyTorch's own words again
-        torch.UntypedStorage(4, device="cuda")
-    assert torch.UntypedStorage(4, device="meta").device.type == "meta"
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
