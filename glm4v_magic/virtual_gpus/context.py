@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -350,6 +351,8 @@ _IN_TORCH = {
     "compile": _compile_nothing,
     "Event": VirtualEvent,
     "Generator": VirtualGenerator,
+    # a later answer of the cached one would be of GPUs that are gone
+    "get_device_module": inspect.unwrap(torch.get_device_module),
     "Stream": VirtualStream,
 }
 

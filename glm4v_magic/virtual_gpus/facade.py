@@ -153,9 +153,14 @@ class CudaFacade:
         }
 
     def exchanges(self) -> dict[str, Callable[..., Any]]:
-        """The replacements in ``torch._C``, for ``with torch.accelerator.device_index(k)``."""
+        """The replacements in ``torch._C``, for ``torch.accelerator`` and ``get_device_module``."""
+        if not self._is_available:
+            return {}
         names = ("_accelerator_exchangeDevice", "_accelerator_maybeExchangeDevice")
-        return dict.fromkeys(names, self._exchange_device) if self._is_available else {}
+        return {
+            **dict.fromkeys(names, self._exchange_device),
+            "_get_accelerator": lambda check=None: torch.device("cuda"),
+        }
 
     def _index(self, device: int | str | torch.device | None) -> int:
         if device is None:
@@ -284,13 +289,14 @@ class CudaFacade:
 
 
 def _is_available() -> bool:
-    """Say that there are GPUs, but not to bitsandbytes.
+    """Say that there are GPUs, but not to bitsandbytes and to PyTorch's profiler.
 
-    It would load its kernels for CUDA, which are not there, and then have none for the CPU either,
-    for as long as the process lives.
+    The former would load its kernels for CUDA, which are not there, and then have none for the CPU
+    either, for as long as the process lives. The latter would print a trace of C++ for each
+    operation whose time on the GPU it cannot take; now it warns once, and takes those of the CPU.
     """
     caller: str = sys._getframe(1).f_globals.get("__name__", "")
-    return caller.partition(".")[0] != "bitsandbytes"
+    return not (caller == "torch.autograd.profiler" or caller.partition(".")[0] == "bitsandbytes")
 
 
 def _set_sync_debug_mode(debug_mode: int | str) -> None:

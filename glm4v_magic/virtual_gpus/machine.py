@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch._C import DispatchKey
@@ -72,6 +74,8 @@ _OF_LIBRARIES = tuple(
 )
 # Bytes per element (aten/src/ATen/native/cuda/IndexKernel.cpp, masked_scatter__cuda).
 _SCATTER_WORKSPACE = 9
+# c10/core/impl/alloc_cpu.cpp
+_NO_MEMORY_HERE = re.compile("can't allocate memory: you tried to allocate ([0-9]+) bytes")
 _SOFTMAX = (aten._softmax.default, aten._log_softmax.default)
 _COUNTING_FACTORIES = ("arange", "scalar_tensor")
 
@@ -100,6 +104,8 @@ class Machine:
         self.copies: Counter[CopyKey] = Counter()
         self.copied_bytes: Counter[CopyKey] = Counter()
         self.guesses: Counter[tuple[str, str]] = Counter()
+        # of all threads: a loader pins in one of its own
+        self.pinned: WeakKeyDictionary[torch.UntypedStorage, None] = WeakKeyDictionary()
         self.current: Callable[[], int] = lambda: 0
         self.watched: Callable[[], AbstractContextManager[Any]] = nullcontext
 
@@ -198,6 +204,11 @@ class Machine:
         assert device.index is not None
         trace = self.trace
         self.ledger.hold(storage, size, device.index, trace.phase, trace.module, self._where)
+
+    def check_room(self, size: int, device: torch.device) -> None:
+        """Raise ``torch.OutOfMemoryError`` if a GPU has no room for `size` bytes more."""
+        assert device.index is not None
+        self.ledger.check_room(size, device.index, self._where)
 
     def saved(self, tensor: VirtualTensor) -> torch.Tensor:
         """Return the content of `tensor` for a file.
@@ -441,11 +452,14 @@ class Machine:
         if kwargs.get("device") is not None:
             device = self.gpu(torch.device(kwargs["device"]))
             kwargs["device"] = self._content_device(operator, args, kwargs, device)
+            if device.type == "cuda":
+                self._make_room(operator, args, kwargs, device)
         elif has_no_data or (self.values == "none" and _is_larger(args, device)):
             args, kwargs = replace_leaves(_without_data, (args, kwargs))
         try:
             result = _called(operator, args, kwargs)
         except (NotImplementedError, RuntimeError, IndexError) as error:
+            self._check_memory_of(error, device)
             error.add_note(f"{operator}, {self._where()}")
             raise
 
@@ -499,6 +513,20 @@ class Machine:
         is_counting = operator.__name__.startswith(_COUNTING_FACTORIES)
         drops = self.values == "none" and dtype.is_floating_point and not is_counting
         return META if drops else CPU
+
+    def _check_memory_of(self, error: Exception, device: torch.device) -> None:
+        """Raise OutOfMemoryError if this computer lacked what a GPU has no room for either."""
+        needed = _NO_MEMORY_HERE.search(str(error))
+        if needed and device.type == "cuda":
+            self.check_room(int(needed[1]), device)
+
+    def _make_room(
+        self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
+    ) -> None:
+        """Raise OutOfMemoryError before a tensor is made that this computer has no room for."""
+        if args and operator._schema.arguments[0].name == "size":
+            dtype = kwargs.get("dtype") or torch.get_default_dtype()
+            self.check_room(math.prod(args[0]) * dtype.itemsize, device)
 
     def _with_or_without_data(
         self, operator: Any, out: torch.Tensor, device: torch.device

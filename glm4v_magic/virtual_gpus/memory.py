@@ -131,9 +131,7 @@ class MemoryLedger:
             if key in self._known and size == before:
                 return
             size -= before
-            if size > 0 and self._live[gpu] + size > self.capacities[gpu] * self._fractions[gpu]:
-                self._refusals[gpu] += 1
-                raise torch.OutOfMemoryError(self._out_of_memory(gpu, size) + f" ({where()})")
+            self.check_room(size, gpu, where)
             totals = self._totals[gpu]
             totals.octets += max(size, 0)
             totals.freed_octets += max(-size, 0)
@@ -148,6 +146,15 @@ class MemoryLedger:
             self._highest[gpu] = max(self._highest[gpu], self._live[gpu])
             if self._live[gpu] > peak.peak_bytes:
                 peak.peak_bytes, peak.module = self._live[gpu], module
+
+    def check_room(self, size: int, gpu: int, where: Callable[[], str]) -> None:
+        """Raise ``torch.OutOfMemoryError`` if a GPU has no room for `size` bytes more."""
+        with self._lock:
+            self._subtract_ended()
+            room = self.capacities[gpu] * self._fractions[gpu] - self._live[gpu]
+            if size > max(room, 0):
+                self._refusals[gpu] += 1
+                raise torch.OutOfMemoryError(self._out_of_memory(gpu, size) + f" ({where()})")
 
     def gpu_of(self, storage: Any) -> int | None:
         """Return the index of the GPU that a storage is counted on, or None."""

@@ -39,6 +39,9 @@ class _Machine(Protocol):
     @property
     def is_open(self) -> bool: ...
 
+    @property
+    def pinned(self) -> WeakKeyDictionary[torch.UntypedStorage, None]: ...
+
     def dispatch(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
 
     def attention(self, *args: Any, **kwargs: Any) -> Any: ...
@@ -177,7 +180,6 @@ class _FunctionMode(TorchFunctionMode):
     def __init__(self, machine: _Machine) -> None:
         super().__init__()
         self._machine = machine
-        self._pinned: WeakKeyDictionary[torch.UntypedStorage, None] = WeakKeyDictionary()
 
     @property
     def is_open(self) -> bool:
@@ -255,7 +257,7 @@ class _FunctionMode(TorchFunctionMode):
         if self._is_pinned(func, args, kwargs):
             return tensor
         copy = tensor.clone()
-        self._pinned[copy.untyped_storage()] = None
+        self._machine.pinned[copy.untyped_storage()] = None
         return copy
 
     def _pinned_factory(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -263,7 +265,7 @@ class _FunctionMode(TorchFunctionMode):
         return self._pin(func, (tensor,), {})
 
     def _is_pinned(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return args[0].untyped_storage() in self._pinned
+        return args[0].untyped_storage() in self._machine.pinned
 
     def _make_device(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if len(args) == 1 and not kwargs and _is_index(args[0]):

@@ -25,6 +25,8 @@ class _Machine(Protocol):
 
     def hold(self, storage: torch.UntypedStorage, size: int, device: torch.device) -> None: ...
 
+    def check_room(self, size: int, device: torch.device) -> None: ...
+
     def crossed(self, size: int, source: torch.device, target: torch.device) -> None: ...
 
     def gpu(self, device: torch.device) -> torch.device: ...
@@ -90,6 +92,8 @@ class _Storages:
         if place.type != "cuda":
             return self._make(cls, *args, **kwargs)
         place = self._machine.gpu(place)
+        if args and isinstance(args[0], int):
+            self._machine.check_room(args[0], place)
         return self._held(self._make(cls, *args, **{**kwargs, "device": CPU}), place)
 
     def copy(self, storage: Any, source: Any, non_blocking: bool = False) -> Any:

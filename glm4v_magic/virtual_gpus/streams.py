@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
+
+from glm4v_magic.virtual_gpus.storages import refuse_processes
 
 __all__ = ["Ranges", "VirtualEvent", "VirtualStream"]
 
@@ -43,7 +45,8 @@ class VirtualStream:
         self.device = torch.device("cuda", index)
         self.device_index = index
         self.priority = priority
-        self.cuda_stream = 0
+        self.cuda_stream = self.native_handle = self.stream_id = 0
+        self.device_type = 1  # of c10::DeviceType
         self._entered: list[AbstractContextManager[None]] = []
 
     def __enter__(self) -> Self:
@@ -59,6 +62,10 @@ class VirtualStream:
     def priority_range() -> tuple[int, int]:
         """Return the least and the greatest priority."""
         return 0, -5
+
+    def is_capturing(self) -> bool:
+        """Return False: no CUDA graph is made."""
+        return False
 
     def query(self) -> bool:
         """Return True: all work is done."""
@@ -92,10 +99,14 @@ class VirtualEvent:
     ) -> None:
         self._timing = enable_timing
         self._recorded: float | None = None
+        self.event_id = 0
+        self.device = torch.device("cuda", torch.cuda.current_device())
 
     def record(self, stream: VirtualStream | None = None) -> None:
         """Note the time."""
         self._recorded = time.perf_counter()
+        if stream is not None:
+            self.device = stream.device
 
     def wait(self, stream: VirtualStream | None = None) -> None:
         """Nothing is left to wait for."""
@@ -106,6 +117,15 @@ class VirtualEvent:
 
     def synchronize(self) -> None:
         """Nothing is left to wait for."""
+
+    def ipc_handle(self) -> NoReturn:
+        """Raise NotImplementedError."""
+        refuse_processes()
+
+    @classmethod
+    def from_ipc_handle(cls, device: Any, handle: Any) -> NoReturn:
+        """Raise NotImplementedError."""
+        refuse_processes()
 
     def elapsed_time(self, end_event: VirtualEvent) -> float:
         """Return the milliseconds until `end_event` was recorded.

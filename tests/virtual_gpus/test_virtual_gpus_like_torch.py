@@ -376,6 +376,14 @@ def test_pinned_memory() -> None:
             x.cuda().pin_memory()
 
 
+def test_memory_pinned_in_a_loaders_thread() -> None:
+    data = torch.utils.data.TensorDataset(torch.ones(4))
+    with VirtualGPUs("1GiB", available=True):
+        for workers in (0, 1):
+            loader = torch.utils.data.DataLoader(data, 2, pin_memory=True, num_workers=workers)
+            assert all(batch.is_pinned() for (batch,) in loader)
+
+
 def saved(value: object) -> io.BytesIO:
     file = io.BytesIO()
     torch.save(value, file)

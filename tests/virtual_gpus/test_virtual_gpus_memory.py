@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import resource
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,3 +142,27 @@ def test_what_a_function_deletes_is_free_though_a_module_ran_below_it(size: int)
         assert gpus.live_bytes == (size,)
         del held
         assert gpus.live_bytes == (0,)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.empty(1 << 40, device="cuda"),
+        lambda: torch.zeros(1 << 20, 1 << 20, dtype=torch.int64, device="cuda"),
+        lambda: torch.UntypedStorage(1 << 42, device="cuda"),
+        lambda: torch.ones(1, device="cuda").expand(1 << 20, 1 << 20).contiguous(),
+    ],
+)
+def test_what_no_computer_has_room_for_is_out_of_memory_on_the_gpu(make: Callable[[], Any]) -> None:
+    with VirtualGPUs("1GiB") as gpus:
+        with pytest.raises(torch.OutOfMemoryError, match=r"CUDA out of memory\. Tried to allocate"):
+            make()
+        assert torch.cuda.memory_stats()["num_ooms"] == 1
+        assert gpus.live_bytes == (0,)
+
+
+def test_what_a_gpu_has_no_room_for_is_not_filled_in_here() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+    with VirtualGPUs("1GiB"), pytest.raises(torch.OutOfMemoryError):
+        torch.ones(2 << 30, dtype=torch.uint8, device="cuda")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20

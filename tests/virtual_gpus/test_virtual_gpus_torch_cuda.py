@@ -270,3 +270,44 @@ def test_a_lazy_module_is_made_on_the_cpu_and_moved() -> None:
         moved = nn.LazyLinear(3).to("cuda")
         assert moved(torch.ones(1, 2, device="cuda")).device.index == 0
     assert nn.LazyLinear(3)(torch.ones(1, 2)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("kind", ["Stream", "Event"])
+def test_streams_and_events_have_every_public_name(kind: str) -> None:
+    real = {*dir(getattr(torch.cuda, kind)), *dir(getattr(torch, kind))}
+    with VirtualGPUs("2x1GiB"):
+        made = getattr(torch.cuda, kind)()
+        missing = {name for name in real if not name.startswith("_") and not hasattr(made, name)}
+        assert not missing
+        if kind == "Event":
+            made.record(torch.cuda.Stream(1))
+            for call in (made.ipc_handle, lambda: type(made).from_ipc_handle(0, b"")):
+                with pytest.raises(NotImplementedError, match="end with their process"):
+                    call()
+        assert made.device.index == (kind == "Event")
+
+
+def test_an_optimizer_takes_a_step_with_gradients_of_its_own() -> None:
+    with VirtualGPUs("1GiB", available=True):
+        assert torch.get_device_module() is torch.cuda
+        layer = nn.Linear(2, 2).cuda()
+        before = layer.bias.tolist()
+        for parameter in layer.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        torch.optim.AdamW(layer.parameters(), lr=1.0).step()
+        assert layer.bias.is_cuda
+        assert all(new < old for new, old in zip(layer.bias.tolist(), before, strict=True))
+    assert torch.get_device_module() is not torch.cuda or torch.cuda.is_available()
+
+
+def test_a_profile_is_one_of_the_cpu(capfd: pytest.CaptureFixture[str]) -> None:
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with VirtualGPUs("1GiB", available=True):
+        x = torch.ones(2, device="cuda")
+        with (
+            pytest.warns(UserWarning, match="CUDA is not available"),
+            torch.profiler.profile(activities=activities) as profile,
+        ):
+            x + 1
+    assert any("add" in event.key for event in profile.key_averages())
+    assert "Failed to record CUDA event" not in capfd.readouterr().err
