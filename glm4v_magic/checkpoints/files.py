@@ -44,6 +44,10 @@ _PICKLED_INDEX = "pytorch_model.bin.index.json"
 _PICKLED = "pytorch_model.bin"
 _SHARD = re.compile(r"([\w.-]{1,100})-(\d{5})-of-(\d{5})\.safetensors")
 _MOST_SHARDS = 10_000
+_IS_READ = re.compile(
+    r".*\.(?:safetensors|bin|model|jinja)"
+    r"|(?:.*config|.*index|tokenizer.*|special_tokens_map|added_tokens|chat_template)\.json"
+)
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 DTYPES = {
@@ -244,8 +248,16 @@ def read_tensors_of(file: Path) -> dict[str, TensorInfo]:
 
 
 def stamp_of(*folders: Path) -> Stamp:
-    """Return name, size and time of every file in some folders, without their subfolders."""
-    found = [file for folder in folders for file in folder.iterdir() if file.is_file()]
+    """Return name, size and time of the files in some folders that a load may read.
+
+    Others come and go in a folder that people work in: logs, notebooks, plans, answers of rows.
+    """
+    found = [
+        file
+        for folder in folders
+        for file in folder.iterdir()
+        if _IS_READ.fullmatch(file.name) and file.is_file()
+    ]
     stats = {str(file): file.stat() for file in found}
     return frozenset((name, each.st_size, each.st_mtime_ns) for name, each in stats.items())
 

@@ -54,6 +54,15 @@ def in_bfloat16(name: str) -> str:
     return f"{architecture(name).shape().values * 2 / GIB:.0f}"
 
 
+@pytest.mark.parametrize("row", [pytest.param(0, marks=pytest.mark.nightly), 1, 2])
+def test_the_comparison_with_automatic_placement_is_what_its_lines_print(run, row):
+    text = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(%glm4v check [^`]+)`[^|]*\| (\d+) \| (\d+) % \|$", text, re.MULTILINE)
+    assert len(rows) == 3
+    line, copies, full = rows[row]
+    assert f"({full}%). One token takes {copies} copies" in run(line)
+
+
 @pytest.mark.parametrize("name", SAID)
 def test_figures_are_those_of_the_planner(name):
     text = (ROOT / name).read_text(encoding="utf-8")
