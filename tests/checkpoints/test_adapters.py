@@ -521,6 +521,41 @@ def test_a_server_takes_the_adapter_of_the_model_in_use(adapter, run):
         run("%glm4v load demo")
 
 
+def test_what_a_server_could_not_load_is_not_printed(native, adapter, run, tmp_path):
+    ours = "%glm4v serve {} --engine own --print"
+    other = shutil.copytree(native("glm46v"), tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "model_type": "qwen2_vl"}))
+    alone = shutil.copytree(adapter, tmp_path / "alone")
+    edit(alone, base_model_name_or_path="/nowhere/base")
+    assert "of type 'qwen2_vl'" in run(ours.format(other), fails=True)
+    assert "was trained on '/nowhere/base'" in run(ours.format(alone), fails=True)
+    assert "--base /there" in run(ours.format(f"{alone} --base /there"))  # of another machine
+    assert f"demo --lora {tmp_path / 'c'}" in run(ours.format(f"demo --lora {tmp_path / 'c'}"))
+    assert "server somebody/else" in run(ours.format("somebody/else"))
+
+
+def test_other_engines_take_no_adapter_for_a_model(native, run, tmp_path):
+    base, adapter, merged = native("glm46v"), tmp_path / "adapter", tmp_path / "merged"
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    adapted = peft.PeftModel(model, peft.LoraConfig(target_modules=["q_proj"]))
+    adapted.save_pretrained(adapter)
+    edit(adapter, base_model_name_or_path=str(base))
+    for engine, called in (("vllm", "vLLM"), ("sglang", "SGLang")):
+        line = f"%glm4v serve {adapter} --engine {engine} --gpus 1x8GiB --print"
+        screen = run(line, fails=True)
+        assert f"{adapter} is an adapter, which {called} does not take for a model." in screen
+        assert "Take --engine own, or merge it into its base (merge_and_unload of peft)" in screen
+    assert f"server {adapter}" in run(f"%glm4v serve {adapter} --engine own --print")
+    adapted.merge_and_unload().save_pretrained(merged)
+    for file in {file.name for file in base.iterdir()} - {file.name for file in merged.iterdir()}:
+        shutil.copy(base / file, merged)
+    assert f"vllm serve {merged}" in run(
+        line.replace(str(adapter), str(merged)).replace("sglang", "vllm")
+    )
+    resolve(merged).require_usable()
+
+
 def test_a_plan_keeps_what_its_model_is_made_of(adapter, run, shell, tmp_path):
     file = tmp_path / "plan.json"
     line = f"made = %glm4v plan {golden.CHECKPOINT} --lora {adapter} --gpus 2x1GiB --save {file}"

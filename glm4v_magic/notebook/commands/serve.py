@@ -40,6 +40,7 @@ from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.outside import expanded, is_file
 from glm4v_magic.planning.decision import decide
 from glm4v_magic.planning.followed import planned_gpus
+from glm4v_magic.planning.precision import require_quantizable
 
 __all__ = ["serve"]
 
@@ -224,6 +225,7 @@ def _command(
             raise OptionError(
                 f"{spelled} is of our own server.", "Leave it out, or take --engine own."
             )
+    _refuse_adapter(engine, model)
     found, sizes = _architecture(model, values["revision"])
     gpus = gpus_here() if options.gpus is None else parse_gpus(options.gpus)
     wanted = Wanted(
@@ -250,10 +252,19 @@ def _refuse_as_the_server_would(
     given: GivenMap | None,
     options: PlacementOptions,
 ) -> None:
-    """Raise what our own server says of GPUs that are described, or of a plan, when it starts.
+    """Raise what our own server says of a model, GPUs that are described, or a plan, as it starts.
 
     What is not here, such as files of another machine, is left to it.
     """
+    made_of = {name: values[name] for name in ("revision", "base", "lora")}
+    try:
+        found = architecture(model, **made_of)
+    except CheckpointError:
+        if all(map(_is_here, filter(None, (model, made_of["base"], made_of["lora"])))):
+            raise
+        return
+    if options.quantize is not None:
+        require_quantizable(found.shape(), options.quantize)
     if options.gpus is not None:
         gpus = parse_gpus(options.gpus)
     elif isinstance(given, Plan):
@@ -262,12 +273,15 @@ def _refuse_as_the_server_would(
         return
     if given is None and values["device_map"] is not None:
         return
-    made_of = {name: values[name] for name in ("revision", "base", "lora")}
-    try:
-        found = architecture(model, **made_of)
-    except CheckpointError:
-        return
     decide(found, replace(options, gpus=None), gpus, given, loads=False, cpu=cpu_here())
+
+
+def _is_here(name: str) -> bool:
+    """Tell whether a model or an adapter is on this machine."""
+    try:
+        return bool(find_place(name).folders)
+    except (CheckpointError, OptionError):
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +319,18 @@ def _architecture(model: str, revision: str | None) -> tuple[Architecture, Sized
         other = architecture(published.same_sizes)
         return other, _InFp8(published.name, other)
     return found, found
+
+
+def _refuse_adapter(engine: str, model: str) -> None:
+    """Raise OptionError if a model is an adapter: other engines take it beside its base only."""
+    from glm4v_magic.checkpoints.adapters import holds_adapter
+
+    if any(map(holds_adapter, find_place(model).folders)):
+        raise OptionError(
+            f"{printable(model)} is an adapter, which {_NAMES[engine]} does not take for a model.",
+            "Take --engine own, or merge it into its base (merge_and_unload of peft) and serve the "
+            "folder of the result, with the other files of the base.",
+        )
 
 
 def _known_to_all(model: str) -> str:
