@@ -135,11 +135,14 @@ def test_it_is_said_before_the_model_in_use_is_released(changed, run):
     assert f"{IN_LAYER} in " in run(f"%glm4v doctor {folder}")
 
 
-def test_what_transformers_finds_missing_is_one_line(changed):
+def test_what_transformers_finds_missing_is_one_line(changed, native):
     # As for what describes quantised weights, whose names are not checked before.
-    found = resolve(changed("glm46v", rename(LAST, "head\x1b[2J.weight")))
+    folder = changed("glm46v", rename(LAST, "head\x1b[2J.weight"))
+    found = resolve(folder)
     with pytest.raises(CheckpointError) as caught:
         found.load(dtype=torch.float32)
     said = str(caught.value)
     assert f"could not be loaded completely: missing keys such as {LAST}." in said
     assert "Config and weights do not belong together; download them again." in said
+    shutil.copy(native("glm46v") / "model.safetensors", folder)
+    assert resolve(folder).load(dtype=torch.float32).model

@@ -218,6 +218,9 @@ ROOMS = (
 """Where sentences of advice are searched: whatever decides where a model goes, or runs it there."""
 
 SENTENCES_OF_OTHERS = {
+    "Config and weights do not belong together; download them again.": (
+        "checkpoints/test_weight_names.py::test_what_transformers_finds_missing_is_one_line"
+    ),
     "Choose another (--port). To ask what is there: %glm4v load {}.": (
         "notebook/test_serve_command.py::test_a_port_that_is_taken"
     ),

@@ -25,8 +25,6 @@ __all__ = ["require_weights"]
 Shapes: TypeAlias = dict[str, tuple[int, ...] | None]
 """Shapes of weights by name; ``None`` where they are not known."""
 
-_APART = "Config and weights do not belong together"
-
 
 def require_weights(
     folder: Path,
@@ -65,14 +63,14 @@ def require_weights(
         raise CheckpointError(
             f"{len(missing)} of {len(expected)} weights are missing in {folder}, the first is "
             f"{missing[0]}.",
-            f"{_APART}, or a shard is not in the index.",
+            "Config and weights do not belong together, or a shard is not in the index.",
         )
     foreign = sorted(stored[name] for name in stored.keys() - expected.keys())
     if foreign:
         raise CheckpointError(
             f"{folder} holds {counted(len(foreign), 'weight')} that the model does not have, for "
             f"example {one_line(foreign[0])}.",
-            f"{_APART}.",
+            "Config and weights do not belong together.",
         )
     for name, info in whole.items():
         shape = expected[name]
@@ -80,7 +78,7 @@ def require_weights(
             raise CheckpointError(
                 f"{one_line(stored[name])} in {info.file} has shape {list(info.shape)}; "
                 f"config.json asks for {list(shape)}.",
-                f"{_APART}; download them again.",
+                "Config and weights do not belong together; download them again.",
             )
 
 
