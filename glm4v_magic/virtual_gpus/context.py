@@ -26,6 +26,7 @@ from glm4v_magic.virtual_gpus.meta_model import without_data
 from glm4v_magic.virtual_gpus.modes import (
     has_torch_function,
     operators_watched,
+    refuse_export,
     torch_function_checks,
     virtual_devices,
 )
@@ -165,6 +166,7 @@ class VirtualGPUs:
             undo.enter_context(_replaced(torch.accelerator, self._facade.accelerator_functions()))
             undo.enter_context(_replaced(torch.cuda.amp.common, {_NO_AMP: lambda: False}))
             undo.enter_context(_replaced(torch, _IN_TORCH))
+            undo.enter_context(_replaced(torch.export, _EXPORTS))
             undo.enter_context(_replaced(torch.backends.cudnn, {"is_acceptable": _never}))
             undo.enter_context(_replaced(nn.functional, torch_function_checks()))
             if machine.values == "real":  # fused kernels exist for real values alone
@@ -346,6 +348,7 @@ def _never(tensor: torch.Tensor) -> bool:
     return False
 
 
+_EXPORTS = dict.fromkeys(("export", "draft_export"), refuse_export)
 _PROFILER = {"start": lambda: None, "stop": lambda: None}
 _IN_TORCH = {
     "compile": _compile_nothing,

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -113,6 +113,7 @@ class CudaFacade:
             "memory_allocated": self._allocated,
             "memory_reserved": self._allocated,
             "memory_stats_as_nested_dict": self._statistics,
+            "memory_summary": self._summary,
             "reset_accumulated_host_memory_stats": lambda: None,
             "reset_accumulated_memory_stats": self._forget_totals,
             "reset_peak_host_memory_stats": lambda: None,
@@ -134,17 +135,23 @@ class CudaFacade:
         if not self._is_available:
             return {}
         return {
+            "Graph": _refuse_graph,
             "current_accelerator": lambda check_available=False: torch.device("cuda"),
             "current_device_index": self.current_device,
             "current_device_idx": self.current_device,
             "current_stream": self._current_stream,
             "device_count": lambda: len(self._gpus),
             "empty_cache": lambda: None,
+            "empty_host_cache": lambda: None,
+            "get_device_capability": _refuse_capability,
+            "get_memory_info": self._mem_get_info,
             "is_available": lambda: True,
             "memory_allocated": self._allocated,
             "max_memory_allocated": self._peak,
             "memory_reserved": self._allocated,
             "max_memory_reserved": self._peak,
+            "memory_stats": lambda device=None: torch.cuda.memory_stats(self._index(device)),
+            "reset_accumulated_memory_stats": self._forget_totals,
             "reset_peak_memory_stats": self._forget_peak,
             "set_device_idx": self._exchange_device,
             "set_device_index": self._exchange_device,
@@ -259,6 +266,12 @@ class CudaFacade:
             "num_ooms": self._ledger.refusals(index),
         }
 
+    def _summary(
+        self, device: int | str | torch.device | None = None, abbreviated: bool = False
+    ) -> str:
+        # Where there are no GPUs, PyTorch knows none that is current.
+        return _memory_summary(self._gpu(device).index, abbreviated)
+
     def _default_stream(self, device: int | str | torch.device | None = None) -> VirtualStream:
         return self._default_streams[self._gpu(device).index]
 
@@ -286,6 +299,21 @@ class CudaFacade:
         finally:
             self._thread.streams = streams
             self._exchange_device(device)
+
+
+_memory_summary = torch.cuda.memory.memory_summary
+
+
+def _refuse_capability(device: int | str | torch.device | None = None) -> NoReturn:
+    """Say what PyTorch says of CUDA, whose guard has no such method (c10/cuda/CUDAGuardImpl.h)."""
+    raise RuntimeError("Backend doesn't support getting device capabilities.")
+
+
+def _refuse_graph(*_: Any, **__: Any) -> NoReturn:
+    raise NotImplementedError(
+        "Virtual GPUs have no torch.accelerator.Graph: nothing is launched that a CUDA graph could "
+        "record."
+    )
 
 
 def _is_available() -> bool:

@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from inspect import unwrap
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import overrides
 from torch._ops import HigherOrderOperator
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,10 +26,12 @@ from glm4v_magic.virtual_gpus.tensor import META, VirtualTensor, leaves, replace
 __all__ = [
     "has_torch_function",
     "operators_watched",
+    "refuse_export",
     "torch_function_checks",
     "virtual_devices",
 ]
 
+_CUSOLVER = ("gesvd", "gesvdj", "gesvda")
 _PLACE_OF_DEVICE = {"to": 1, "_parse_to": 0}
 _PYTHON_NUMBERS_TO_TENSOR = (torch.tensor, torch.as_tensor, torch.asarray)
 _STORAGES = (torch.UntypedStorage, torch.TypedStorage)
@@ -196,6 +199,10 @@ class _FunctionMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self._machine.is_open:
             return func(*args, **kwargs)
+        if torch.compiler.is_compiling():  # by torch.export, which would end the process (2.13)
+            refuse_export()
+        if forward_ad._current_level >= 0:
+            _refuse_in_forward_mode(func, args, kwargs)
         if isinstance(kwargs.get("device"), (int, str, torch.device)):
             kwargs = {**kwargs, "device": self._device(kwargs["device"])}
         check_generator(args, kwargs)
@@ -341,9 +348,17 @@ class _FunctionMode(TorchFunctionMode):
             )
         return func(*args, **kwargs)
 
+    def _by_driver(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Leave out which of cuSOLVER's drivers decomposes a matrix: all give the same."""
+        if args and _is_virtual(args[0]) and kwargs.get("driver") in _CUSOLVER:
+            kwargs = {**kwargs, "driver": None}
+        return func(*args, **kwargs)
+
     _REPLACEMENTS: ClassVar[dict[Any, Callable[..., Any]]] = {
         unwrap(torch.Tensor.backward): _backward,  # nnsight wraps it when it is imported
         torch.autograd.grad: _backward,
+        torch.linalg.svd: _by_driver,
+        torch.linalg.svdvals: _by_driver,
         torch.Tensor.cuda: _cuda,
         torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
         torch.Tensor.is_pinned: _is_pinned,
@@ -370,6 +385,41 @@ def _is_virtual(tensor: torch.Tensor) -> bool:
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # of torch.func.grad
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return isinstance(tensor, VirtualTensor)
+
+
+def refuse_export(*_: Any, **__: Any) -> NoReturn:
+    """Refuse ``torch.export``, which traces what is below the modes of virtual GPUs.
+
+    Raises:
+        NotImplementedError: always.
+    """
+    raise NotImplementedError(
+        "torch.export does not see virtual GPUs: export the model on the CPU, before or after "
+        "their block."
+    )
+
+
+def _refuse_in_forward_mode(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse what computes on a virtual GPU, or moves there, while there are dual numbers.
+
+    A tensor that is not PyTorch's own has no place for a tangent: the process would end.
+
+    Raises:
+        NotImplementedError: if a tensor is on a virtual GPU, or goes to one.
+    """
+    is_read = getattr(func, "__name__", "") == "__get__"
+    goes = func is torch.Tensor.cuda or any(map(_names_gpu, (*args, *kwargs.values())))
+    goes = goes or _is_index(kwargs.get("device"))
+    goes = goes or (func is torch.Tensor.to and any(map(_is_index, args[1:])))
+    if goes or (not is_read and any(map(_is_virtual, leaves((args, kwargs))))):
+        raise NotImplementedError(
+            "Virtual GPUs compute no gradients, in forward mode neither: run it on the CPU."
+        )
+
+
+def _names_gpu(value: Any) -> bool:
+    is_name = isinstance(value, str) and value.startswith(("cuda", "torch.cuda"))
+    return _is_gpu(value) or is_name
 
 
 def _whole(func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
