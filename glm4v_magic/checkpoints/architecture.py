@@ -54,7 +54,7 @@ def architecture(
         OptionError: if `source` is not a name, a revision is given for a folder or a file, or
             `base` or `lora` have no meaning.
     """
-    from glm4v_magic.checkpoints.places import refuse_revision
+    from glm4v_magic.checkpoints.places import folders_beside, refuse_revision
     from glm4v_magic.checkpoints.sources import find_source
 
     text = path_text(source, "The model", OptionError)
@@ -93,7 +93,7 @@ def architecture(
     at = "" if revision is None else f" of the revision {printable(revision)}"
     raise CheckpointError(
         f"There is no configuration {text!r}{at}: no such folder or file, and not one of {known}.",
-        did_you_mean(text.rpartition("/")[2], [*PUBLISHED, *DEMOS]),
+        did_you_mean(path.name, [*folders_beside(path), *PUBLISHED, *DEMOS]),
     )
 
 

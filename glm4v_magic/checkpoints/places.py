@@ -20,7 +20,7 @@ from glm4v_magic.core.server_address import is_address_without_scheme, refuse_ad
 from glm4v_magic.core.wording import printable
 from glm4v_magic.outside import SHUT, expanded, is_shut, is_there
 
-__all__ = ["Place", "find_place", "not_found", "refuse_revision"]
+__all__ = ["Place", "find_place", "folders_beside", "not_found", "refuse_revision"]
 
 _DOT = "___"  # what ModelScope writes into folders for a dot of a name
 
@@ -126,15 +126,20 @@ def _modelscope_roots() -> Iterator[Path]:
         yield root
 
 
+def folders_beside(folder: Path) -> list[str]:
+    """Return the names of the folders that one may be meant that is not there."""
+    parent = folder.parent
+    near = parent.iterdir() if is_there(parent) and parent.is_dir() else ()
+    return [path.name for path in near if path.is_dir()]
+
+
 def not_found(text: str, kind: str = "checkpoint") -> CheckpointError:
     """Return the error that says where a checkpoint was looked for, and what may be meant."""
     folder = expanded(text)
     what = f"There is no {kind} {text!r}: no such folder, and not in the hub cache."
     if is_address_without_scheme(text):
         return CheckpointError(what, "The address of a server begins with http://.")
-    parent = folder.parent
-    near = parent.iterdir() if is_there(parent) and parent.is_dir() else ()
-    siblings = [path.name for path in near if path.is_dir()]
+    siblings = folders_beside(folder)
     if kind != "checkpoint":  # the demos are none
         return CheckpointError(what, did_you_mean(folder.name, siblings))
     similar = did_you_mean(folder.name, [*siblings, *DEMOS])

@@ -64,7 +64,8 @@ V100-16GB      ; v100          ; 16gb     ; 15.77 ;  900 ;  125   ; 7.0  ; 80  ;
 V100-32GB      ; v100          ; 32gb     ; 31.73 ;  900 ;  125   ; 7.0  ; 80  ; sheet V100
 TITAN V        ; titan v       ;          ; 11.77 ;  653 ;  110   ; 7.0  ; 80  ; sheet TITAN V
 T4             ; t4            ;          ; 14.56 ;  320 ;   65   ; 7.5  ; 40  ; paper Turing
-RTX 2060       ; 2060          ;          ;  5.79 ;  336 ;   25.8 ; 7.5  ; 30  ; paper Turing
+RTX 2060       ; 2060          ; 6gb      ;  5.79 ;  336 ;   25.8 ; 7.5  ; 30  ; paper Turing
+RTX 2060 12GB  ; 2060          ; 12gb     ; 11.76 ;  336 ;   28.7 ; 7.5  ; 34  ; paper Turing
 RTX 2070       ; 2070          ;          ;  7.78 ;  448 ;   29.9 ; 7.5  ; 36  ; paper Turing
 RTX 2080       ; 2080          ;          ;  7.78 ;  448 ;   42.4 ; 7.5  ; 46  ; paper Turing
 RTX 2080 Ti    ; 2080 ti       ;          ; 10.75 ;  616 ;   56.9 ; 7.5  ; 68  ; paper Turing
@@ -84,7 +85,8 @@ RTX A2000      ; a2000         ;          ; 11.63 ;  288 ;   31.9 ; 8.6  ; 26  ;
 RTX A4000      ; a4000         ;          ; 15.72 ;  448 ;   76.7 ; 8.6  ; 48  ; sheet RTX A4000
 RTX A5000      ; a5000         ;          ; 23.67 ;  768 ;  111.1 ; 8.6  ; 64  ; sheet RTX A5000
 RTX A6000      ; a6000         ;          ; 47.43 ;  768 ;  154.8 ; 8.6  ; 84  ; sheet RTX A6000
-RTX 3060       ; 3060          ;          ; 11.75 ;  360 ;   25.6 ; 8.6  ; 28  ; paper GA102
+RTX 3060       ; 3060          ; 12gb     ; 11.75 ;  360 ;   25.6 ; 8.6  ; 28  ; paper GA102
+RTX 3060 8GB   ; 3060          ; 8gb      ;  7.78 ;  240 ;   25.6 ; 8.6  ; 28  ; paper GA102
 RTX 3060 Ti    ; 3060 ti       ;          ;  7.78 ;  448 ;   32.4 ; 8.6  ; 38  ; paper GA102
 RTX 3070       ; 3070          ;          ;  7.78 ;  448 ;   40.6 ; 8.6  ; 46  ; paper GA102
 RTX 3070 Ti    ; 3070 ti       ;          ;  7.78 ;  608 ;   43.5 ; 8.6  ; 48  ; paper GA102
@@ -106,6 +108,7 @@ RTX 4080       ; 4080          ;          ; 15.59 ;  717 ;   97.5 ; 8.9  ; 76  ;
 RTX 4080 SUPER ; 4080 super    ;          ; 15.59 ;  736 ;  104.4 ; 8.9  ; 80  ; paper Ada
 RTX 4090       ; 4090          ;          ; 23.52 ; 1008 ;  165.2 ; 8.9  ; 128 ; paper Ada
 RTX 4000 Ada   ; 4000 ada      ;          ; 19.56 ;  360 ;  106.9 ; 8.9  ; 48  ; sheet RTX 4000 Ada
+RTX 4000 SFF Ada; 4000 sff ada ;          ; 19.56 ;  280 ;   76.7 ; 8.9  ; 48  ; sheet RTX 4000 SFF
 RTX 5000 Ada   ; 5000 ada      ;          ; 31.49 ;  576 ;  261.1 ; 8.9  ; 100 ; sheet RTX 5000 Ada
 RTX 6000 Ada   ; 6000 ada      ;          ; 47.37 ;  960 ;  364.2 ; 8.9  ; 142 ; sheet RTX 6000 Ada
 H100           ; h100          ; sxm hbm3 ; 79.10 ; 3352 ;  989   ; 9.0  ; 132 ; sheet H100
@@ -128,7 +131,7 @@ RX 7900 XTX    ; 7900 xtx      ;          ; 23.98 ;  960 ;  122.8 ;      ;     ;
 """
 
 _OTHERS = frozenset(
-    {"ada", "d", "grid", "laptop", "max", "mig", "mobile", "nvl", "super", "ti", "vgpu"}
+    {"ada", "d", "grid", "laptop", "max", "mig", "mobile", "nvl", "sff", "super", "ti", "vgpu"}
 )
 """Words with which a name means another model than without them, or a part of a GPU."""
 

@@ -290,6 +290,10 @@ COMMON: Mapping[str, str] = {
         "The device map divides {count} weights that are one here, such as the experts of a layer; "
         "each is where most of it was to be."
     ),
+    "eight_bit_is_slow": (
+        "8-bit products are slow on {gpus}: bitsandbytes has fast ones from compute capability "
+        "7.5 on. {option:quantize=4bit} does without them, and takes less memory."
+    ),
     "float16_overflows": (
         "In float16 the vision tower of this model has been seen to overflow, into answers of no "
         "sense; where that happens, {option:dtype=float32} takes twice the memory and does not."

@@ -44,6 +44,7 @@ _ROWS_4BIT = 32
 
 _CODES = (
     "bfloat16_on_cpu",
+    "eight_bit_is_slow",
     "float16_instead",
     "float16_overflows",
     "fp8_stays",
@@ -108,6 +109,7 @@ def precision(
         chosen = shape.dtype
     if chosen == "float16" and shape.float16_overflows:
         notes.append(remark("float16_overflows"))
+    notes += _eight_bit_is_slow(gpus, quantize)
     if shape.fp8:
         is_asked = dtype is not None or quantize is not None
         why = _why_restored(shape, gpus, is_asked=is_asked)
@@ -198,6 +200,12 @@ def _below(capability: tuple[int, int], gpus: Iterable[GPU]) -> Iterator[str]:
     """Yield the names of GPUs that are known to be older, each once."""
     found = {g.name: None for g in gpus if g.capability is not None and g.capability < capability}
     yield from found
+
+
+def _eight_bit_is_slow(gpus: Sequence[GPU], quantize: Quantization | None) -> Iterator[Remark]:
+    slow = ", ".join(_below(INT8_FROM, gpus))
+    if slow and quantize == "8bit":
+        yield remark("eight_bit_is_slow", gpus=slow)
 
 
 def can_fp8(gpus: Sequence[GPU]) -> bool:

@@ -193,11 +193,14 @@ def test_folders_files_and_the_demo(tmp_path, monkeypatch):
          "bfloat16"),
         ("someone/GLM-4.5V", "There is no configuration 'someone/GLM-4.5V'"),
         ("dmo", "Did you mean demo?"),
+        ("my-tunned", "Did you mean my-tuned?"),  # a folder that is here, as load says, too
+        ("there/my-tuned", "There is no configuration 'there/my-tuned'"),
         (".", "config.json cannot be read: No such file or directory."),
     ],
 )  # fmt: skip
 def test_names_that_are_none(tmp_path, monkeypatch, typed, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-tuned").mkdir()
     with pytest.raises(CheckpointError) as caught:
         architecture(typed)
     assert message in str(caught.value)

@@ -25,6 +25,11 @@ from glm4v_magic.core.gpu_models import GPU_MODELS, capability_of, gpu_model
         ("Quadro RTX 6000", "Quadro RTX 6000"),
         ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
         ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "RTX PRO 6000"),
+        ("NVIDIA GeForce RTX 3060", "RTX 3060"),
+        ("RTX 3060 8GB", "RTX 3060 8GB"),
+        ("RTX 2060-12GB", "RTX 2060 12GB"),
+        ("NVIDIA RTX 4000 SFF Ada Generation", "RTX 4000 SFF Ada"),
+        ("NVIDIA RTX 4000 Ada Generation", "RTX 4000 Ada"),
         ("NVIDIA GeForce RTX 3090", "RTX 3090"),
         ("NVIDIA GeForce RTX 3090 Ti", "RTX 3090 Ti"),
         ("NVIDIA GeForce RTX 4070 Ti SUPER", "RTX 4070 Ti SUPER"),
@@ -54,8 +59,13 @@ def test_of_others_nothing_is_assumed(name: str) -> None:
 
 
 def test_memory_tells_models_of_one_name_apart() -> None:
-    for gigabytes, model in ((40, "A100-40GB"), (80, "A100-80GB")):
-        found = gpu_model("A100", gigabytes * 10**9)
+    for name, gigabytes, model in (
+        ("A100", 40, "A100-40GB"),
+        ("A100", 80, "A100-80GB"),
+        ("NVIDIA GeForce RTX 3060", 8, "RTX 3060 8GB"),
+        ("NVIDIA GeForce RTX 2060", 12, "RTX 2060 12GB"),
+    ):
+        found = gpu_model(name, gigabytes * 10**9)
         assert found is not None
         assert found.name == model
 

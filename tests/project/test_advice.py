@@ -704,6 +704,19 @@ def test_what_cannot_be_quantised_is_placed_without(monkeypatch):
         assert (asked.dtype, asked.notes) == (dtype, ())
 
 
+@takes("eight_bit_is_slow")
+def test_four_bit_where_eight_bit_is_slow():
+    def told(gpus: str, kind: str) -> list[str]:
+        options = PlacementOptions(quantize=kind, context=2048)
+        notes = decide(NINE_B, options, parse_gpus(gpus)).notes
+        return [worded(note, CELL) for note in notes if note.code == "eight_bit_is_slow"]
+
+    (line,) = told("2xV100-16GB", "8bit")
+    assert "8-bit products are slow on V100: " in line
+    assert "--quantize 4bit does without them" in line
+    assert told("2xV100-16GB", "4bit") == told("2xT4", "8bit") == []
+
+
 @takes("kernels_missing", "Make a plan for these GPUs.")
 def test_weights_in_fp8_are_restored_where_they_cannot_stay(monkeypatch):
     shape = NINE_B.shape()
