@@ -25,16 +25,18 @@ from glm4v_magic.core.events import ColumnBegun, ColumnDone, Done, Event, Text, 
 from glm4v_magic.core.option import Option
 from glm4v_magic.core.options import of_python
 from glm4v_magic.core.wording import brief, printable
-from glm4v_magic.outside import path_text
+from glm4v_magic.outside import expanded, is_there, path_text
 from glm4v_magic.session.stream import Stream
 
 if TYPE_CHECKING:
     from glm4v_magic.core.conversation import Answer
 
-__all__ = ["Setting", "Steps", "compared", "settings_of"]
+__all__ = ["Setting", "Steps", "compared", "has_settings", "settings_of"]
 
 _MOST = 50
 _LONGEST = 80  # characters of a name
+_EXAMPLE = 'For example ["demo", {"model": "demo", "temperature": 1}].'
+_SETTINGS = re.compile(r"(?:^|\s)[A-Za-z][\w-]*=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def settings_of(given: object) -> tuple[Setting, ...]:
     if not isinstance(given, list | tuple):
         raise OptionError(
             f"settings is {brief(given)}, but must be a list of models or dicts of options.",
-            'For example ["demo", {"model": "demo", "temperature": 1}].',
+            _EXAMPLE,
         )
     columns = _listed(given)
     if not 2 <= len(columns) <= _MOST:
@@ -108,7 +110,24 @@ def _listed(given: Iterable[object]) -> list[object]:
         raise OptionError(f"settings is a list that cannot be read: {reason}.") from None
 
 
+def has_settings(given: object) -> bool:
+    """Tell whether a text is a model with settings behind it, or settings alone, as on a line.
+
+    A folder may have such a name, too.
+    """
+    return (
+        isinstance(given, str)
+        and _SETTINGS.search(given) is not None
+        and not is_there(expanded(given))
+    )
+
+
 def _setting(given: object) -> Setting:
+    if has_settings(given):
+        raise OptionError(
+            f"{brief(given)} is a model and its settings in one text.",
+            _EXAMPLE,
+        )
     if isinstance(given, str | os.PathLike):
         given = {"model": given}
     if not isinstance(given, Mapping):

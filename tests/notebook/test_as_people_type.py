@@ -294,6 +294,34 @@ def test_gpus_in_full_width_characters_are_told_in_others(run, typed, meant):
     assert "demo" in run(f"%glm4v plan demo --gpus {meant}")
 
 
+@pytest.mark.parametrize("word", ["box", "{{box}}", "{{boxes[1]}}"])
+@pytest.mark.parametrize(
+    ("box", "read"),
+    [
+        ((0, 0, 5, 4), "0,0,5,4"),
+        ([0, 0, 0.5, 0.5], "0,0,0.5,0.5"),
+        (np.array([0, 0, 5, 4]), "0,0,5,4"),
+        (["0", "0", "50%", "50%"], "0,0,50%,50%"),
+    ],
+)
+def test_a_crop_may_be_a_variable(run, shell, tiny, photo, box, read, word):
+    shell.user_ns |= {"box": box, "boxes": [None, box]}
+    run(f"%%glm4v cat.png --crop {word} {GREEDY}\nWhat?")
+    assert source_of(shell) == f"cat.png, crop {read}"
+
+
+def test_what_a_variable_holds_for_a_crop_is_named_if_it_is_none(run, shell, tiny, photo):
+    shell.user_ns |= {"box": (1, 2, 3), "text": "0,0,5,4", "none": None, "cats": ["cat.png"]}
+    for word, shown in (("{{box}}", "1,2,3"), ("box", "1,2,3"), ("none", "None"), ("bx", "bx")):
+        said = run(f"%%glm4v cat.png --crop {word} {GREEDY}\nWhat?", fails=True)
+        assert f"The crop '{shown}' is not four numbers." in said
+    for word in ("text", "{{(0, 0, 5, 4)}}", "[0,0,5,4]"):
+        run(f"%%glm4v cat.png --crop {word} {GREEDY}\nWhat?")
+        assert source_of(shell) == "cat.png, crop 0,0,5,4"
+    run(f"%%glm4v --over cats --crop text {GREEDY}\nWhat?")
+    assert shell.user_ns["_"][0].answer.images[0].source == "cat.png, crop 0,0,5,4"
+
+
 def test_sizes_and_crops_may_be_in_full_width_characters(run, shell, tiny, photo):
     plain = run("%glm4v plan demo --gpus 2x16GiB --max-memory 2,1")
     assert run("%glm4v plan demo --gpus 2x16GiB --max-memory ２，１") == plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from html import unescape
 
 import pytest
@@ -107,6 +108,38 @@ def test_a_variable_holds_what_is_compared(tiny, run, shell):
     assert [each.name for each in shell.user_ns["_"].columns][1:] == ["temperature=0"]
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["temperature=1", "temperature=0 max-tokens=3"],
+        ("temperature=1", {"temperature": 0, "max_tokens": 3}),
+        "temperature=1, temperature=0 max_tokens=3",
+    ],
+)
+def test_texts_in_a_variable_are_read_as_on_the_line(tiny, run, shell, given):
+    shell.user_ns["sets"] = given
+    typed = ["sets", "{{sets}}"]
+    if isinstance(given, list):
+        typed += ["{{sets[:]}}", '["temperature=1","temperature=0 max-tokens=3"]']
+    for word in typed:
+        ask(run, f"--compare {word}")
+        names = [each.name for each in shell.user_ns["_"].columns]
+        assert names == ["temperature=1", "max_tokens=3 temperature=0"]
+
+
+def test_a_folder_with_an_odd_name_is_a_model_in_a_list(tiny, run, shell, tmp_path):
+    odd = shutil.copytree(tiny, tmp_path / "it has=a space, too")
+    shell.user_ns["both"] = [str(odd), {"model": str(odd), "seed": 1}]
+    ask(run, "--compare both")
+    assert all(each.failure is None for each in shell.user_ns["_"].columns)
+
+
+def test_quotes_hold_a_value_together(tiny, run, shell):
+    ask(run, """--compare "temperature=1 system='Be very brief.', seed=1" """)
+    first, _ = shell.user_ns["_"].columns
+    assert first.settings == {"temperature": 1, "system": "Be very brief."}
+
+
 def test_settings_stand_between_the_commas_of_any_keyboard(tiny, run, shell):
     for comma in ",，、":
         ask(run, f"--compare 'temperature=1{comma}max-tokens=1' --seed 3")
@@ -123,7 +156,11 @@ def test_a_cell_whose_columns_all_failed_fails(tiny, run, shell):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--compare demo", "1 cannot be compared: give from 2 to 50 models or settings."),
+        ("--compare demo", "there is no such variable. Models stand between commas"),
+        ("--compare {{'a' * 10**6}}", "--compare names aaa"),
+        ("--compare nosuch", "--compare names nosuch alone, and there is no such variable."),
+        ("--compare [1,2]", "1 is neither a model nor a dict of options."),
+        ("--compare [nowhere]", "1 cannot be compared: give from 2 to 50 models or settings."),
         ("--compare demo,", "--compare names nothing between two commas."),
         ("--compare 'demo x,demo'", "--compare: 'x' is not a setting, such as temperature=1."),
         ("--compare demo,hot=1", "--compare: there is no setting 'hot'."),

@@ -287,6 +287,8 @@ def test_a_failure_of_the_engine_is_that_of_one_question():
             [{}, {"temprature": 1}],
             "no option 'temprature'. Did you mean temperature?",
         ),
+        (["demo", "demo temperature=1"], "'demo temperature=1' is a model and its settings in one"),
+        ([{}, "temperature=1"], "'temperature=1' is a model and its settings in one text. For ex"),
         ([{}, {"chat": "x"}], "A setting has no option 'chat'."),
         ([{}, {"temperature": -1}], "temperature is -1, but must be"),
         ([{}, {"model": 5}], "The model"),

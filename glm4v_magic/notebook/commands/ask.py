@@ -23,7 +23,6 @@ from glm4v_magic.core.errors import (
 from glm4v_magic.images import (
     SourcedImage,
     count_images,
-    parse_crop,
     resolve_images,
     with_clips_named,
 )
@@ -34,6 +33,7 @@ from glm4v_magic.notebook.commands.context import Context, require_variable_name
 from glm4v_magic.notebook.commands.over import over
 from glm4v_magic.notebook.commands.question import (
     clips_of,
+    crop_of,
     form_asked,
     frames_of,
     sampling_of,
@@ -275,7 +275,7 @@ def images_of(
         ImageError: if a word names no image.
         OptionError: if an option does not suit the images.
     """
-    crop = None if arguments.crop is None else parse_crop(arguments.crop)
+    crop = crop_of(arguments.crop, names)
     for option in ("page", "crop"):
         if getattr(arguments, option) is not None and not images:
             raise OptionError(f"--{option} is about an image, and there is none on this line.")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
-import shlex
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from glm4v_magic.calls.compared import ComparedAnswers
@@ -23,6 +24,7 @@ from glm4v_magic.notebook.commands.question import form_asked, sampling_of
 from glm4v_magic.notebook.live.columns import columns_for
 from glm4v_magic.notebook.live.stop_button import heard_first
 from glm4v_magic.notebook.next_steps import PYTHON_IN_CELL
+from glm4v_magic.session.comparing import has_settings
 
 __all__ = ["compare", "refuse_beside_compare"]
 
@@ -31,6 +33,9 @@ _ELSEWHERE = {
     "chat": "Each of its answers is one to a fresh question.",
     "follow_up": "Each of its answers is one to a fresh question.",
 }
+# Possessive, so that a text of a million characters takes no time.
+_PART = re.compile(r"""(?P<space>\s++)|"[^"]*+"|'[^']*+'|(?P<open>["'])|(?P<plain>[^\s"']++)""")
+_BETWEEN_COMMAS = "Models stand between commas, the settings of each behind it."
 _SET = re.compile(r"(?P<name>[A-Za-z][\w-]*)=(?P<value>.*)", re.DOTALL)
 
 
@@ -121,21 +126,34 @@ def _keep(context: Context, result: object, name: str | None) -> None:
 def _settings(word: str, names: Mapping[str, Any]) -> object:
     """Return what is compared: the list in a variable, or ``demo,http://... temperature=1``.
 
-    A part of such a list is one, too: ``settings[:2]``.
+    A part of such a list is one, too: ``settings[:2]``. What a list holds as text is read as on the
+    line, and so is a text in a variable.
     """
+    found: Any = word
     if word in names:
-        return names[word]
-    if is_lookup(word, names) and isinstance(found := looked_up(word, names), list | tuple):
-        return found
-    return [_setting(each, names) for each in split_at_commas(word)]
+        found = names[word]
+    elif is_lookup(word, names) and isinstance(held := looked_up(word, names), list | tuple):
+        found = held
+    elif word.startswith("["):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            found = ast.literal_eval(word)
+    if isinstance(found, str):
+        columns = split_at_commas(found)
+        if columns == [word] and word.isidentifier():
+            raise OptionError(
+                f"--compare names {word:.60} alone, and there is no such variable.",
+                did_you_mean(word, (name for name in names if not name.startswith("_")))
+                or _BETWEEN_COMMAS,
+            )
+        return [_setting(each, names) for each in columns]
+    if type(found) in (list, tuple):
+        return [_setting(each, names) if has_settings(each) else each for each in found]
+    return found
 
 
 def _setting(text: str, names: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``demo temperature=1`` as a dict of options."""
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise OptionError(f"--compare: {text!r:.60} cannot be read: {error}.") from None
+    words = _words(text)
     if not words:
         raise OptionError(
             "--compare names nothing between two commas.",
@@ -150,11 +168,24 @@ def _setting(text: str, names: Mapping[str, Any]) -> dict[str, Any]:
             raise OptionError(
                 f"--compare: {word!r:.60} is not a setting, such as temperature=1.",
                 did_you_mean(word, (name for name in names if not name.startswith("_")))
-                or "Models stand between commas, the settings of each behind it.",
+                or _BETWEEN_COMMAS,
             )
         option = _option(match["name"])
         found[option.name] = read_text(option, match["value"])
     return found
+
+
+def _words(text: str) -> list[str]:
+    """Split at whitespace outside of quotes, wherever in a word they stand."""
+    words: list[list[str]] = [[]]
+    for found in _PART.finditer(text):
+        if found["open"] is not None:
+            raise OptionError(f"--compare: {text!r:.60} cannot be read: No closing quotation.")
+        if found["space"] is not None:
+            words.append([])
+        else:
+            words[-1].append(found["plain"] or found[0][1:-1])
+    return ["".join(each) for each in words if each]
 
 
 def _option(name: str) -> Option:

@@ -22,7 +22,6 @@ from glm4v_magic.images import (
     Limits,
     SourcedImage,
     count_images,
-    parse_crop,
     resolve_images,
     to_images,
 )
@@ -43,6 +42,7 @@ from glm4v_magic.mapping.row_media import media_of
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.question import (
     clips_of,
+    crop_of,
     form_asked,
     sampling_of,
     show_preview,
@@ -190,7 +190,7 @@ def _found(
     _refuse_two_videos(shared_clips, any(clips))
     video, before, after = video_of(context, arguments, images, names)
     _refuse_parts_of_no_image(arguments, with_images)
-    crop = None if arguments.crop is None else parse_crop(arguments.crop)
+    crop = crop_of(arguments.crop, names)
     reader = _Reader(context.settings.limits, arguments.page, crop, parts)
     shared = reader.named([*before, *after], names)
     before_video = None if video is None else count_images(before, names)

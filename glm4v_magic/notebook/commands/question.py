@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from glm4v_magic.core.errors import OptionError, did_you_mean
 from glm4v_magic.core.options import AnswerForm, Sampling, VideoParts, check, of_group
 from glm4v_magic.core.typed_options import as_typed, typed
 from glm4v_magic.core.video import SourcedVideo
+from glm4v_magic.images import Crop, parse_crop
 from glm4v_magic.images.video import has_frames, is_clip, may_be_frames, to_video
+from glm4v_magic.images.words import is_lookup, looked_up
 from glm4v_magic.notebook.command_line import Quoted
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.live.output import show
@@ -24,6 +28,7 @@ from glm4v_magic.outside import json_value, text_of
 
 __all__ = [
     "clips_of",
+    "crop_of",
     "form_asked",
     "frames_of",
     "sampling_of",
@@ -32,6 +37,20 @@ __all__ = [
     "video_of",
     "video_parts",
 ]
+
+
+def crop_of(word: str | None, names: Mapping[str, Any]) -> Crop | None:
+    """Return the crop that was typed, or the one in a variable: a text, or four numbers."""
+    if word is None:
+        return None
+    value: Any = word
+    if is_lookup(word, names):
+        value = looked_up(word, names)
+        value = value.tolist() if hasattr(value, "tolist") else value
+    elif word.startswith(("(", "[")):  # as Python writes the value of an expression
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            value = ast.literal_eval(word)
+    return parse_crop(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
 
 
 def form_asked(
