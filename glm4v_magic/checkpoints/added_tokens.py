@@ -17,7 +17,7 @@ from glm4v_magic.checkpoints.files import read_json
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.outside import checked
 
-__all__ = ["is_control", "read_added", "since_published"]
+__all__ = ["is_control", "read_added", "since_published", "too_many_tokens"]
 
 _PUBLISHED = frozenset(
     {
@@ -51,6 +51,27 @@ class _AddedTokens(BaseModel):
 def is_control(token: str) -> bool:
     """Tell whether a token is named like those that structure a prompt."""
     return (token[:2], token[-2:]) == ("<|", "|>") or (token[:1], token[-1:]) == ("[", "]")
+
+
+def too_many_tokens(folder: Path, largest: int, size: int, *, of_adapter: bool) -> CheckpointError:
+    """Return the error for a tokenizer with ids that a model has no embedding for.
+
+    Args:
+        folder: where the tokenizer is, or what has added tokens to it.
+        largest: largest id.
+        size: number of ids of the model.
+        of_adapter: whether it is that of an adapter.
+    """
+    what = f"The tokenizer of {folder} has tokens up to {largest:,}, but"
+    if of_adapter:
+        return CheckpointError(
+            f"{what} with the adapter the model has a vocabulary of {size:,}.",
+            "Save the adapter with the embedding of its tokens: save_embedding_layers=True.",
+        )
+    return CheckpointError(
+        f"{what} config.json a vocabulary of {size:,}.",
+        "The tokenizer is of another model; download it again.",
+    )
 
 
 def since_published(added: Mapping[str, int]) -> dict[str, int]:

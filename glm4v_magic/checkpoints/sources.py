@@ -185,7 +185,11 @@ def _found(
                 f"{text} is an adapter itself, and only one is merged.",
                 code="adapter_twice",
             )
-        _refuse_base(text, base)
+        if base is not None:
+            raise OptionError(
+                f"The adapter is merged into {text}, and not into {one_line(str(base))}.",
+                code="base_beside_lora",
+            )
         other, its_revision = _repository(path_text(lora, "The adapter", OptionError))
         added = _with_adapter(find_place(other, its_revision), its_revision, fetch)
         return Source(place.name, place, revision, read_adapter(_only(added)))

@@ -161,6 +161,7 @@ COMMON: Mapping[str, str] = {
         "Take the original checkpoint; {option:quantize=4bit} makes it as small as it is loaded."
     ),
     "base_not_here": "Say where its base is: {option:base={base}}.",
+    "base_beside_lora": "Leave {named:base} out, or name that model in place of this one.",
     "base_of_no_adapter": "An adapter for it is given with {option:lora=FOLDER}.",
     "adapter_twice": "Leave {named:lora} out, or name the model that both are for.",
     "of_cogvlm": (
@@ -311,8 +312,8 @@ COMMON: Mapping[str, str] = {
     "scheme_stays": "The weights stay as they were published: quantised by {scheme}.",
     "scheme_restored": "Published quantised by {scheme}, the weights are restored to {dtype}.",
     "base_is_quantised": (
-        "Give the original checkpoint: {option:base=FOLDER}; {option:quantize=4bit} makes it as "
-        "small as it is loaded."
+        "Name the original checkpoint in its place, by {option:base=FOLDER} where the adapter "
+        "itself is the model; {option:quantize=4bit} makes it as small as it is loaded."
     ),
     "kernels_missing": (
         'Install it with: pip install "transformers[kernels]"; or restore the weights '
@@ -389,6 +390,7 @@ _IN_PYTHON = {
         "why no GPU is found, and a dry run works for any that are described."
     ),
     "quantised_already": ("Leave quantize out, or quantise the checkpoint that is not in FP8."),
+    "quantised_by_others": "Leave quantize out, or quantise the original checkpoint.",
     "gpu_is_smaller": "Describe it as it is, or leave gpus out.",
     "other_cluster": "Leave cluster out, or end the replicas there first: session.unload().",
     "larger_reserve": "load it with a larger reserve",

@@ -22,6 +22,7 @@ _IN_A_CELL = {
         "%glm4v check works for any that are described (--gpus 2x16GiB)."
     ),
     "quantised_already": "Leave --quantize out, or take the checkpoint that is not in FP8.",
+    "quantised_by_others": "Leave --quantize out, or take the original checkpoint.",
     "not_of_a_server": "Only --served-model and --timeout go with an address.",
     "gpu_is_smaller": "Describe it as it is, or leave --gpus out.",
     "other_cluster": "Leave --cluster out, or end the replicas there first: %glm4v unload.",

@@ -125,11 +125,14 @@ def require_quantizable(shape: ModelShape, quantize: Quantization) -> None:
     """Raise OptionError unless layers of a model can be quantised as they are loaded."""
     if shape.fp8 or shape.scheme:
         scheme = "in FP8" if shape.fp8 else f"quantised by {shape.scheme}"
-        raise OptionError(
+        error = OptionError(
             f"The weights of {shape.name} were published {scheme}, and {quantize} weights are "
             "made of full ones.",
-            code="quantised_already",
+            code="quantised_by_others",
         )
+        if shape.fp8:
+            error.advise(code="quantised_already")
+        raise error
     if not shape.quantizable:
         raise OptionError(
             f"quantize does not go with {shape.name}, whose layers cannot be quantised as they are "

@@ -20,6 +20,9 @@ _OVER_HTTP = {
     "quantised_already": (
         "Start the server without --quantize, or with the checkpoint that is not in FP8."
     ),
+    "quantised_by_others": (
+        "Start the server without --quantize, or with the original checkpoint."
+    ),
     "gpu_is_smaller": "Describe it as it is, or start the server without --gpus.",
     "other_cluster": "Start the server without --cluster.",
     "eight_bit": "start the server with the text part in 8bit (--quantize 8bit)",

@@ -168,6 +168,47 @@ def test_the_tokenizer_of_an_adapter_comes_first(native, tmp_path):
     assert loaded.processor.encode(chat).ids == resolve(folder).processor().encode(chat).ids
 
 
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`")
+def test_tokens_of_an_adapter_that_has_no_embedding_for_them(native, tmp_path):
+    """The advice is followed."""
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForImageTextToText
+
+    _, words = tuned(native, tmp_path / "tuned", "<click>")
+    base = native("glm4v")
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    model.resize_token_embeddings(len(words))
+    wrapped = peft.PeftModel(model, peft.LoraConfig(target_modules=["q_proj"]))
+    for name, saved in (("without", False), ("with", True)):
+        wrapped.save_pretrained(tmp_path / name, save_embedding_layers=saved)
+        words.save_pretrained(tmp_path / name)
+    for look in (
+        lambda: resolve(tmp_path / "without", base=base).processor(),
+        lambda: resolve(base, lora=tmp_path / "without").processor(),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            look()
+        assert str(caught.value) == (
+            f"The tokenizer of {tmp_path / 'without'} has tokens up to {len(words) - 1:,}, but "
+            f"with the adapter the model has a vocabulary of {len(words) - 1:,}. "
+            "Save the adapter with the embedding of its tokens: save_embedding_layers=True."
+        )
+    loaded = resolve(tmp_path / "with", base=base).load(dtype=torch.float32)
+    assert loaded.processor.text_ids("<click>") == [words.convert_tokens_to_ids("<click>")]
+
+
+def test_tokens_that_an_adapter_of_glm_4v_9b_has_no_embedding_for(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = resolve(golden.CHECKPOINT).load(dtype=torch.float32).model
+    peft.PeftModel(model, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
+    shutil.copy(golden.CHECKPOINT / "tokenizer_config.json", tmp_path)
+    with_added(tmp_path, {90_000: "<click>"})
+    with pytest.raises(CheckpointError) as caught:
+        resolve(tmp_path, base=golden.CHECKPOINT).processor()
+    assert str(caught.value).startswith(f"The tokenizer of {tmp_path} has tokens up to 90,000, but")
+    assert "save_embedding_layers=True" in str(caught.value)
+
+
 def test_the_tokens_of_an_adapter_of_glm_4v_9b(tmp_path):
     peft = pytest.importorskip("peft")
     model = resolve(golden.CHECKPOINT).load(dtype=torch.float32).model

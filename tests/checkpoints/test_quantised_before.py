@@ -393,12 +393,22 @@ def test_adapters_of_quantised_bases_are_refused_with_the_way_out(saved, wide, t
         with pytest.raises(CheckpointError, match="an adapter is merged into full ones") as caught:
             look(tmp_path / "a")
         assert f"quantised by bitsandbytes ({form[0]} bits)" in str(caught.value)
-        advice = 'Give the original checkpoint: base="FOLDER"; quantize="4bit" makes it as small'
-        assert advice in str(caught.value)
+        assert (
+            'Name the original checkpoint in its place, by base="FOLDER" where the adapter itself '
+            'is the model; quantize="4bit" makes it as small'
+        ) in str(caught.value)
     for look in (resolve, architecture):
-        with pytest.raises(CheckpointError, match="an adapter is merged into full ones"):
+        with pytest.raises(CheckpointError, match="checkpoint in its place"):
             look(saved(form), lora=tmp_path / "a")
-    assert resolve(tmp_path / "a", base=wide).load(dtype=torch.float32, quantize="4bit").model
+    for follow in ({"base": wide, "text": tmp_path / "a"}, {"lora": tmp_path / "a", "text": wide}):
+        text = follow.pop("text")
+        assert resolve(text, **follow).load(dtype=torch.float32, quantize="4bit").model
+    with pytest.raises(OptionError) as refused:
+        resolve(saved(form), lora=tmp_path / "a", base=wide)
+    assert str(refused.value) == (
+        f"The adapter is merged into {saved(form)}, and not into {wide}. Leave base out, or name "
+        "that model in place of this one."
+    )
 
 
 @pytest.mark.parametrize(

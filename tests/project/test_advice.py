@@ -102,6 +102,10 @@ ELSEWHERE = {
         "checkpoints/test_quantised_before.py::"
         "test_adapters_of_quantised_bases_are_refused_with_the_way_out"
     ),
+    "base_beside_lora": (
+        "checkpoints/test_quantised_before.py::"
+        "test_adapters_of_quantised_bases_are_refused_with_the_way_out"
+    ),
     "base_of_no_adapter": "checkpoints/test_adapters.py::test_a_base_is_not_given_for_a_model",
     "too_large_for_float16": (
         "engines/test_not_finite.py::test_float16_overflows_and_float32_does_not"
@@ -685,15 +689,18 @@ def test_a_gpu_that_does_not_tell_its_size_is_described(monkeypatch):
     assert usable.usable_gpus("1x24GiB")[0].total_bytes == 24 * GIB
 
 
-@takes("quantised_already", "float16_instead", "float16_overflows")
+@takes("quantised_already", "quantised_by_others", "float16_instead", "float16_overflows")
 def test_what_cannot_be_quantised_is_placed_without(monkeypatch):
     gpus = parse_gpus("4xV100-32GiB")
     shape = NINE_B.shape()
     bare = tuple(replace(unit, linear=()) for unit in shape.units)
-    for changed in (replace(shape, fp8=True), replace(shape, units=bare)):
+    of_others = replace(shape, scheme="bitsandbytes (8 bits)")
+    for changed in (replace(shape, fp8=True), of_others, replace(shape, units=bare)):
         monkeypatch.setattr(type(NINE_B), "shape", lambda _, shape=changed: shape)
-        with pytest.raises(OptionError, match=r"[Ll]eave (quantize|it) out"):
+        with pytest.raises(OptionError, match=r"[Ll]eave (quantize|it) out") as caught:
             decide(NINE_B, PlacementOptions(quantize="4bit"), gpus)
+        assert ("FP8" in str(caught.value)) == changed.fp8
+        assert ("the original checkpoint" in str(caught.value)) == (changed is of_others)
         assert decide(NINE_B, PlacementOptions(), gpus).device_map
         monkeypatch.undo()
     chosen = decide(NINE_B, PlacementOptions(context=2048), gpus)

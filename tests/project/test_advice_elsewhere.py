@@ -324,6 +324,9 @@ IN_OTHER_TESTS = {
     "All of them as a DataFrame are .read(), which has columns.": "mapping/test_row_file.py",
     "Ask about fewer images at once.": "notebook/test_video_cell.py",
     "Is the file damaged? Save the adapter again.": "checkpoints/test_adapters.py",
+    "Save the adapter with the embedding of its tokens: save_embedding_layers=True.": (
+        "checkpoints/test_added_tokens.py"
+    ),
     "Give a copy that was made before: image.copy().": "images/test_images_values.py",
     "Its training went astray: take an earlier step of it.": "checkpoints/test_adapters.py",
     "Its training went astray, or its files are damaged: take an earlier step of it, or another "

@@ -214,8 +214,10 @@ class Glm4v9bCheckpoint:
         from glm4v_magic.checkpoints.glm4v_9b.processing import Glm4v9bProcessor, load_tokenizer
 
         file = self._file_of_tokenizer("tokenizer.model")
-        added = read_added(self._file_of_tokenizer("tokenizer_config.json").parent)
-        tokenizer = load_tokenizer(file, added, self.config["padded_vocab_size"])
+        own = self._file_of_tokenizer("tokenizer_config.json").parent
+        adapter = None if own == self.folder else own
+        size = self.config["padded_vocab_size"]
+        tokenizer = load_tokenizer(file, read_added(own), size, adapter)
         made = Glm4v9bProcessor(tokenizer, config)
         ids = {"boi_token_id": "<|begin_of_image|>", "eoi_token_id": "<|end_of_image|>"}
         for name, token in ids.items():

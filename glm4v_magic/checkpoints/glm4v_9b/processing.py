@@ -25,7 +25,7 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from glm4v_magic.checkpoints.added_tokens import is_control, since_published
+from glm4v_magic.checkpoints.added_tokens import is_control, since_published, too_many_tokens
 from glm4v_magic.checkpoints.encoding import Encoded, EncodedImage
 from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
 from glm4v_magic.checkpoints.glm4v_9b.layout import MAX_IMAGES
@@ -111,7 +111,10 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def load_tokenizer(
-    path: Path, added: Mapping[int, str] | None = None, size: int | None = None
+    path: Path,
+    added: Mapping[int, str] | None = None,
+    size: int | None = None,
+    adapter: Path | None = None,
 ) -> PreTrainedTokenizerFast:
     """Build a fast tokenizer from a ``tokenizer.model`` of tiktoken ranks.
 
@@ -119,6 +122,7 @@ def load_tokenizer(
         path: the file.
         added: tokens that a fine-tune has added, by id; published ones among them are left out.
         size: number of ids of the model; ``None`` if it is not known.
+        adapter: folder of the adapter that has added them; ``None`` if it is none.
 
     Raises:
         CheckpointError: if the file is missing or damaged, or has more tokens than the model.
@@ -128,11 +132,7 @@ def load_tokenizer(
     more = {number: token for number, token in (added or {}).items() if number >= first}
     largest = max(more, default=first - 1)
     if size is not None and largest >= size:
-        raise CheckpointError(
-            f"The tokenizer of {path.parent} has tokens up to {largest:,}, but config.json a "
-            f"vocabulary of {size:,}.",
-            "The tokenizer is of another model; download it again.",
-        )
+        raise too_many_tokens(adapter or path.parent, largest, size, of_adapter=bool(adapter))
     characters = _byte_characters()
     # Latin-1 makes each byte the character of its number.
     written = {token: token.decode("latin-1").translate(characters) for token in ranks}

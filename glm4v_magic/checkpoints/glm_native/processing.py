@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from glm4v_magic.checkpoints.added_tokens import since_published
+from glm4v_magic.checkpoints.added_tokens import since_published, too_many_tokens
 from glm4v_magic.checkpoints.encoding import Encoded, EncodedImage
 from glm4v_magic.checkpoints.files import refuse_pointer
 from glm4v_magic.checkpoints.glm_native.families import Family
@@ -78,11 +78,7 @@ class NativeProcessor:
             )
         largest, size = max(self.tokenizer.get_vocab().values()), _vocabulary(config)
         if largest >= size:
-            raise CheckpointError(
-                f"The tokenizer of {folder} has tokens up to {largest:,}, but config.json a "
-                f"vocabulary of {size:,}.",
-                "The tokenizer is of another model; download it again.",
-            )
+            raise too_many_tokens(tokenizer or folder, largest, size, of_adapter=bool(tokenizer))
         self._template = ChatTemplate(self.tokenizer, str(folder))
         self._patches = Patches(folder, family, config["vision_config"], image_size)
         self.end_token_ids = tuple(vocabulary[each] for each in _END_TOKENS if each in vocabulary)
