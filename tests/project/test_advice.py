@@ -222,6 +222,9 @@ ROOMS = (
 """Where sentences of advice are searched: whatever decides where a model goes, or runs it there."""
 
 SENTENCES_OF_OTHERS = {
+    "Take --engine own, or name {} in the line, without it.": (
+        "checkpoints/test_adapters.py::test_a_server_takes_the_adapter_of_the_model_in_use"
+    ),
     "Config and weights do not belong together; download them again.": (
         "checkpoints/test_weight_names.py::test_what_transformers_finds_missing_is_one_line"
     ),
