@@ -18,6 +18,7 @@ from torch import nn
 from glm4v_magic.virtual_gpus.converted import swapped_parameters
 from glm4v_magic.virtual_gpus.dlpack import exporters, inner_functions
 from glm4v_magic.virtual_gpus.facade import CudaFacade
+from glm4v_magic.virtual_gpus.first_use import forget_first_use
 from glm4v_magic.virtual_gpus.generators import VirtualGenerator
 from glm4v_magic.virtual_gpus.guard import install_noop_cuda_guard
 from glm4v_magic.virtual_gpus.lazy import lazy_weights_refused
@@ -150,6 +151,7 @@ class VirtualGPUs:
         with ExitStack() as undo:
             undo.callback(_in_use.release)
             undo.callback(install_noop_cuda_guard())
+            undo.callback(forget_first_use)
             machine = self._machine
             functions = self._facade.functions()
             for module in (torch.cuda, torch.cuda.memory, torch.cuda.random):

@@ -393,3 +393,24 @@ def test_the_peak_begins_anew_when_a_program_says_so() -> None:
         torch.ones(512, device="cuda:1")
         assert torch.cuda.max_memory_allocated(1) == kept.nbytes + 2048
         assert max(peak.peak_bytes for peak in gpus.peaks) == kept.nbytes + 4096
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    "make", [lambda: torch.zeros(1, device="cuda"), lambda: torch.zeros(1).to("cuda:0")]
+)
+def test_after_a_block_torch_says_of_cuda_what_it_said_before(make):
+    def said():
+        with pytest.raises((AssertionError, RuntimeError)) as caught:
+            make()
+        return type(caught.value), str(caught.value)
+
+    before = said()
+    assert "with CUDA enabled" in before[1]
+    for _ in range(2):
+        with VirtualGPUs("1x1GiB"):
+            assert make().device.type == "cuda"
+        assert said() == before
+    with pytest.raises(IndexError), VirtualGPUs("1x1GiB"):
+        make()[5]
+    assert said() == before
