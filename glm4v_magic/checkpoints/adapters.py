@@ -102,6 +102,8 @@ class _Config(BaseModel):
     target_parameters: list[str] | None = None
     layer_replication: None = None
     alora_invocation_tokens: list[Index] | None = None
+    arrow_config: dict[str, Any] | None = None
+    use_qalora: bool | None = False
     kasa_config: dict[str, Any] | None = None
     init_lora_weights: bool | str | None = True
     trainable_token_indices: list[Index] | dict[str, list[Index]] | None = None
@@ -371,13 +373,19 @@ def _require_kind(kind: str, file: Path) -> None:
 
 def _require_mergeable(read: _Config, file: Path) -> None:
     """Raise CheckpointError if a configuration asks for what is not merged here."""
-    if read.alora_invocation_tokens:
+    per_token = {
+        "an adapter that acts after some tokens alone (alora_invocation_tokens)": (
+            read.alora_invocation_tokens
+        ),
+        "a router of several adapters (arrow_config)": read.arrow_config is not None,
+    }
+    for what in (name for name, is_there in per_token.items() if is_there):
         raise CheckpointError(
-            f"{file} describes an adapter that acts after some tokens alone "
-            "(alora_invocation_tokens), which cannot be merged into weights.",
+            f"{file} describes {what}, which cannot be merged into weights.",
             f"Known are {', '.join(_KINDS)}.",
         )
     unmerged = {"biases of its own (lora_bias)": read.lora_bias}
+    unmerged["means over its inputs (use_qalora)"] = read.use_qalora
     unmerged["a cut base (kasa_config)"] = bool(read.kasa_config)
     unmerged["matrices of experts (target_parameters)"] = bool(read.target_parameters)
     for what in (name for name, is_there in unmerged.items() if is_there):

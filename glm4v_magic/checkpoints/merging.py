@@ -140,18 +140,19 @@ class Merger:
                 config.trainable_token_indices = None
             unexpected, missing, whole = _merge_all(root, config, named, part.module)
         except Exception as error:  # of whatever a configuration leads to
+            said = _container_said(config, part.module, error) or printable(_said(error))
             raise CheckpointError(
-                f"peft cannot merge {one_line(part.module)}: {printable(_said(error))}.",
+                f"peft cannot merge {one_line(part.module)}: {said}.",
                 _TOGETHER,
             ) from error
         if unexpected:
             raise CheckpointError(
-                f"peft does not know what to do with {one_line(unexpected[0])} of the adapter.",
+                f"peft does not know what to do with {_in_files(unexpected[0])} of the adapter.",
                 _TOGETHER,
             )
         if missing:  # peft would begin a training with values of its own there
             raise CheckpointError(
-                f"The adapter has no {one_line(missing[0].removeprefix(_PREFIX))}.",
+                f"The adapter has no {_in_files(missing[0])}.",
                 "Was it saved as a whole?",
             )
         return whole
@@ -189,6 +190,28 @@ def _said(error: Exception) -> str:
     if isinstance(error, RuntimeError) and len(lines) > 1:
         return lines[1].strip().rstrip(".")
     return reason(error).rstrip(".")
+
+
+def _in_files(name: str) -> str:
+    """Return the name that a weight of peft's model has in an adapter's files."""
+    return one_line(name.removeprefix(_PREFIX).replace(".default", ""))
+
+
+def _container_said(config: Any, module: str, error: Exception) -> str:
+    """Return in words that the configuration names a module which holds others, if that is it.
+
+    peft shows the whole module then, of which the first line tells nothing.
+    """
+    if not str(error).startswith("Target module "):
+        return ""
+    targets = config.target_modules
+    targets = [targets] if isinstance(targets, str) else targets or ()
+    *around, _ = module.split(".")
+    for depth, name in enumerate(around):
+        path = ".".join(around[: depth + 1])
+        if any(each in (name, path) or path.endswith(f".{each}") for each in targets):
+            return f"its target_modules name {one_line(name)}, which holds layers and is none"
+    return ""
 
 
 def _merge_all(

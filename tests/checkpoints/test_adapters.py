@@ -658,7 +658,10 @@ BROKEN = {
     "no pattern of alphas": (lambda a: edit(a, alpha_pattern={"(": 0}), "peft cannot merge"),
     "odd alphas": (lambda a: edit(a, alpha_pattern={"x": float("nan")}), "'alpha_pattern.x'"),
     "no lora_A": (lambda a: thin(a, "lora_A"), "The adapter has no transformer.encoder.layers.1."),
-    "no lora_B": (lambda a: thin(a, "lora_B"), "layers.1.self_attention.query_key_value.lora_B"),
+    "no lora_B": (
+        lambda a: thin(a, "lora_B"),
+        "layers.1.self_attention.query_key_value.lora_B.weight.",
+    ),
     "whole numbers": (
         lambda a: recast(a, torch.int32),
         "is of dtype I32, which adapters are not trained in",
@@ -690,6 +693,15 @@ BROKEN = {
     "from samples": (lambda a: edit(a, init_lora_weights="corda"), "init_lora_weights 'corda'"),
     "not finite": (lambda a: scale(a, float("nan")), "lora_A.weight that are not finite"),
     "for some prompts": (lambda a: edit(a, alora_invocation_tokens=[3]), "acts after some tokens"),
+    "a router": (
+        lambda a: edit(a, arrow_config={"top_k": 1}),
+        "describes a router of several adapters (arrow_config), which cannot be merged",
+    ),
+    "means": (lambda a: edit(a, use_qalora=True), "means over its inputs (use_qalora)"),
+    "a module that holds others": (
+        lambda a: edit(a, target_modules=["query_key_value", "self_attention"]),
+        "query_key_value: its target_modules name self_attention, which holds layers and is none.",
+    ),
     "of a cut base": (lambda a: edit(a, kasa_config={"a": 1}), "with a cut base (kasa_config)"),
     "another kind": (lambda a: edit(a, peft_type="OFT", r=0), "of kind 'OFT', which is not merged"),
     "huge weights": (lambda a: scale(a, 1e25), "has values that are not finite"),
