@@ -763,7 +763,8 @@ class SettingsOnly:
         "Model of the first question, and of a load that names none: folder, repository id, demo, "
         "or the address of a server.",
         Who(python=("ask", "retry", "carry_on", "compare", *_MANY), setting=True),
-        "text",
+        "a folder, a name or an address",
+        is_name,
         unset="demo",
     )
     stop_button: bool = option(

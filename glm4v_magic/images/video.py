@@ -262,11 +262,11 @@ def _of_clip(
         raise too_large(name, size[0] * size[1], limits)
     first = math.ceil((start or 0.0) * rate)
     last = total if end is None else min(total, math.ceil(end * rate))
-    if first >= total:
+    if start is not None and start * rate >= total:
         raise ImageError(
-            f"{shown} ends at {clock(total / rate)}, before {clock(start or 0.0)} where it is to "
-            "be seen from."
+            f"{shown} ends at {clock(total / rate)}, and is to be seen from {start:g} s on."
         )
+    first = min(first, total - 1)  # the last frame is seen until the clip ends
 
     def read(indices: Sequence[int], size: tuple[int, int]) -> Iterator[Image.Image]:
         return _decoded(clip, [first + index for index in indices], rate, size)

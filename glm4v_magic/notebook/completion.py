@@ -286,7 +286,7 @@ def _chats(current: str, context: Surroundings) -> Iterator[Match]:
 
 def _chats_and_files(current: str, context: Surroundings) -> Iterator[Match]:
     yield from _chats(current, context)
-    yield from _any_file(current, context)
+    yield from _files(current, (".json", ".md"))  # what an export may be
 
 
 def _variables(current: str, context: Surroundings) -> Iterator[Match]:

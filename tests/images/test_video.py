@@ -121,8 +121,10 @@ def test_what_cannot_be_seen(clip, tmp_path):
         assert re.match(rf"{name} (is damaged or no video|has no frames)", said)
     assert "no such file" in refused(ImageError, "gone.mp4", "v")
     assert refused(ImageError, "clip.mp4", "v", start=60).startswith(
-        "clip.mp4 ends at 0:03, before 1:00"
+        "clip.mp4 ends at 0:03, and is to be seen from 60 s on."
     )
+    assert to_video("clip.mp4", "v", start=2.99).count == 1  # the last one, until the end
+    assert "from 3 s on" in refused(ImageError, "clip.mp4", "v", start=3)
     assert "which is no time" in refused(OptionError, "clip.mp4", "v", start=2, end=1)
     assert "megapixels" in refused(ImageError, "clip.mp4", "v", limits=Limits(megapixels=0.001))
 

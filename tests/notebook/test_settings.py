@@ -337,6 +337,12 @@ def test_config_command(clean, shell, run):
     run("%config Glm4v.top_k = None")
 
 
+def test_a_model_without_a_name_is_refused_as_it_is_set(clean, shell, run, caplog):
+    run('%config Glm4v.model = ""')
+    assert "model is '', but must be a folder, a name or an address." in caplog.text
+    assert run("%glm4v config model").splitlines()[-1].split()[1] == "demo"  # as before
+
+
 def test_a_model_that_is_set_after_another_was_chosen_waits_and_says_so(clean, shell, run):
     assert "stays in use" not in run('%config Glm4v.model = "demo"')
     run("%glm4v load demo")

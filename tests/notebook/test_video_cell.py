@@ -138,7 +138,7 @@ def test_a_preview_counts_the_frames(loaded):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("clip.mp4 --from 1:00", "clip.mp4 ends at 0:03, before 1:00"),
+        ("clip.mp4 --from 1:00", "clip.mp4 ends at 0:03, and is to be seen from 60 s on."),
         ("clip.mp4 --from 2 --to 1", "from 0:02 to 0:01, which is no time"),
         ("clip.mp4 other.mp4", "clip.mp4 and other.mp4 are two videos"),
         ("*.mp4", "clip.mp4 and text.mp4 are two videos; a question has one"),
