@@ -721,6 +721,86 @@ def test_broken_adapters_are_one_line(adapter, how):
     assert str(by_plan.value) == str(caught.value)
 
 
+PUT_RIGHT = {
+    "It comes with the adapter; copy or download it again.": "no weights",
+    "Is this the folder of an adapter that peft has saved?": "no kind",
+    "Was it saved as a whole?": "no lora_B",
+    "Is it an adapter of another model?": "tokens beyond",
+    "Do its adapter_config.json and its weights belong together?": "another rank",
+    "Are its lora_alpha and its weights as they were trained?": "huge weights",
+}
+"""What is advised, and for which of `BROKEN`."""
+
+
+@pytest.mark.parametrize("advice", PUT_RIGHT)
+def test_an_adapter_as_it_was_saved_is_merged(adapter, saved, advice):
+    spoil, _ = BROKEN[PUT_RIGHT[advice]]
+    spoil(adapter)
+    with pytest.raises(CheckpointError) as caught:
+        resolve(adapter).require_usable()
+    assert caught.value.hint == advice
+    shutil.copytree(saved, adapter, dirs_exist_ok=True)
+    resolve(adapter).require_usable()
+
+
+def test_an_adapter_is_merged_into_the_model_that_it_is_of(adapter, native):
+    said = "Is it an adapter of another model?"
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        resolve(adapter, base=native("glm4v"))
+    resolve(adapter, base=golden.CHECKPOINT).require_usable()
+
+
+def test_adapters_that_peft_alone_merges_are_merged_there(native, tmp_path):
+    base, config = native("glm4v"), peft.OFTConfig(target_modules=["q_proj"], oft_block_size=4)
+    merged = trained(base, config, tmp_path / "a")
+    said = "Merge it with peft where it was trained (merge_and_unload), and save the result."
+    for lora in ({}, {"lora": tmp_path / "a"}):
+        with pytest.raises(CheckpointError, match=re.escape(said)):
+            resolve(base if lora else tmp_path / "a", **lora)
+    whole = full(base, torch.float32)
+    whole.load_state_dict(merged)
+    whole.save_pretrained(shutil.copytree(base, tmp_path / "merged"))
+    same(resolve(tmp_path / "merged").load(dtype=torch.float32).model.state_dict(), merged)
+
+
+def test_two_adapters_are_merged_one_after_the_other(native, tmp_path):
+    base, first, then = native("glm4v"), tmp_path / "first", tmp_path / "then"
+    merged = trained(base, peft.LoraConfig(target_modules=["q_proj"]), first)
+    trained(base, peft.LoraConfig(target_modules=["o_proj"]), then)
+    edit(then, base_model_name_or_path=str(first))
+    said = "Merge them one after the other with peft (merge_and_unload)."
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        resolve(then)
+    whole = full(base, torch.float32)
+    whole.load_state_dict(merged)
+    whole.save_pretrained(shutil.copytree(base, tmp_path / "merged"))
+    whole = peft.PeftModel.from_pretrained(full(tmp_path / "merged", torch.float32), then)
+    expected = whole.merge_and_unload().state_dict()
+    found = resolve(then, base=tmp_path / "merged").load(dtype=torch.float32)
+    same(found.model.state_dict(), expected)
+
+
+def test_the_folder_of_an_adapter_is_given(adapter):
+    said = "Give the folder that peft has saved the adapter in."
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        resolve(golden.CHECKPOINT, lora=golden.SHARDED)
+    resolve(golden.CHECKPOINT, lora=adapter).require_usable()
+
+
+def test_weights_that_are_not_merged_are_saved_apart_or_merged(native, tmp_path):
+    base, config = native("glm4v"), peft.LoraConfig(target_modules=["q_proj"])
+    model = peft.get_peft_model(full(base, torch.float32), config)
+    shutil.copytree(base, tmp_path / "c")
+    save_file(model.state_dict(), tmp_path / "c" / "model.safetensors", metadata={"format": "pt"})
+    said = "Save the adapter by itself (save_pretrained of peft), or merge it first."
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        resolve(tmp_path / "c")
+    model.save_pretrained(tmp_path / "a")
+    assert resolve(base, lora=tmp_path / "a").tensors
+    model.merge_and_unload().save_pretrained(tmp_path / "c")
+    assert resolve(tmp_path / "c").tensors
+
+
 def test_doctor_says_what_load_says(adapter):
     edit(adapter, r=3)
     with pytest.raises(CheckpointError) as caught:
