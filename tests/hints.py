@@ -15,13 +15,18 @@ from functools import cache
 from pathlib import Path
 
 import glm4v_magic
+from glm4v_magic.core import errors
 
 PACKAGE = Path(glm4v_magic.__file__).parent
 OPEN = "{}"
 """What stands for a part that is known at run time only."""
 
-_PLACES = {"Finding": 4, "StatusError": 2}
-"""Which argument a hint is, where it is not the second."""
+_PLACES = {
+    "BrokenError": 1, "Finding": 4, "StatusError": 2, "checked": 4, "json_object": 3, "text_of": 3,
+}  # fmt: skip
+"""Which argument a hint is, of what is no error of the package by its name."""
+
+_ERRORS = {name for name in errors.__all__ if name.endswith("Error")}
 
 _OTHERS = {"remark", "worded", "replace"}
 """Functions that return no fixed text: codes are words of front ends."""
@@ -47,31 +52,38 @@ def module(path: Path) -> Module:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("glm4v_magic"):
             for each in node.names:
                 found.imported[each.asname or each.name] = (node.module or "", each.name)
-    found.values.update(assigned(found.tree.body))
+    found.values.update(assigned(found.tree))
     return found
 
 
-def assigned(body: list[ast.stmt]) -> dict[str, list[ast.expr]]:
-    """Return what is assigned to each name, of blocks within too, but not of functions."""
+@cache
+def assigned(block: ast.Module | ast.FunctionDef) -> dict[str, list[ast.expr]]:
+    """Return what is assigned to each name, but not in functions within."""
     found: dict[str, list[ast.expr]] = {}
-
-    def take(target: ast.expr, value: ast.expr) -> None:
-        if isinstance(target, ast.Name):
-            found.setdefault(target.id, []).append(value)
-        if isinstance(target, ast.Tuple):
-            for each in choices(value):
-                if isinstance(each, ast.Tuple) and len(each.elts) == len(target.elts):
-                    for one, part in zip(target.elts, each.elts, strict=True):
-                        take(one, part)
-
-    for statement in body:
-        for node in within(statement):
-            if isinstance(node, ast.Assign):
-                for target in node.targets:
-                    take(target, node.value)
-            elif isinstance(node, (ast.AnnAssign, ast.NamedExpr, ast.AugAssign)) and node.value:
-                take(node.target, node.value)
+    for node in inner_nodes(block):
+        targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
+        value = getattr(node, "value", None)
+        if isinstance(value, ast.expr) and not isinstance(node, (ast.keyword, ast.FormattedValue)):
+            for target in targets:
+                for name, part in taken(target, value):
+                    found.setdefault(name, []).append(part)
     return found
+
+
+def taken(target: ast.expr | None, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    """Yield each name of a target with what it is given."""
+    if isinstance(target, ast.Name):
+        yield target.id, value
+    if isinstance(target, ast.Tuple):
+        for each in choices(value):
+            if isinstance(each, ast.Tuple) and len(each.elts) == len(target.elts):
+                for one, part in zip(target.elts, each.elts, strict=True):
+                    yield from taken(one, part)
+
+
+@cache
+def inner_nodes(block: ast.Module | ast.FunctionDef) -> list[ast.AST]:
+    return [node for statement in block.body for node in within(statement)]
 
 
 def within(node: ast.AST) -> Iterator[ast.AST]:
@@ -119,49 +131,62 @@ class Reader:
             case ast.BinOp(op=ast.Add()):
                 left, right = self.texts(node.left), self.texts(node.right)
                 return {a + b for a in left or {OPEN} for b in right or {OPEN}} - {OPEN * 2}
-            case ast.Tuple(elts=parts) | ast.List(elts=parts):
-                return set().union(*map(self.texts, parts))
-            case ast.Dict(values=parts):
-                return set().union(*map(self.texts, parts))
-            case ast.Starred(value=value) | ast.Subscript(value=value):
-                return self.texts(value)
-            case ast.GeneratorExp(elt=part) | ast.ListComp(elt=part):
-                return self.texts(part)
             case ast.Name(id=name):
-                return self._named(name)
-            case ast.Attribute(attr=name, value=ast.Name(id=owner)) if owner in self.module.imported:
-                return _in_module(self.module.imported[owner], name, self.seen)
+                return self.named(name)
             case ast.Call():
                 return self._called(node)
+        return self._in_parts(node)
+
+    def _in_parts(self, node: ast.expr) -> set[str]:
+        """Return the texts of an expression that holds others, or is an attribute of a module."""
+        match node:
+            case ast.Tuple(elts=parts) | ast.List(elts=parts) | ast.Dict(values=parts):
+                return set().union(*map(self.texts, parts))
+            case ast.Starred(value=part) | ast.Subscript(value=part):
+                return self.texts(part)
+            case ast.GeneratorExp(elt=part) | ast.ListComp(elt=part):
+                return self.texts(part)
+            case ast.Attribute(attr=name, value=ast.Name(id=owner)):
+                place = self.module.imported.get(owner)
+                return set() if place is None else _in_module(place, name, self.seen)
         return set()
 
     def _joined(self, parts: list[ast.expr]) -> set[str]:
-        text = "".join(str(p.value) if isinstance(p, ast.Constant) else OPEN for p in parts)
+        text = "".join(map(self._part, parts))
         if re.search(r"\w", text.replace(OPEN, "")):
             return {text}
         values = (p.value for p in parts if isinstance(p, ast.FormattedValue))
         return set().union(*map(self.texts, values))
 
-    def _named(self, name: str) -> set[str]:
+    def _part(self, part: ast.expr) -> str:
+        """Return a part of a text: as it is, that of a constant, or `OPEN`."""
+        if isinstance(part, ast.Constant):
+            return str(part.value)
+        name = getattr(getattr(part, "value", None), "id", "")
+        found = self.named(name) if name.strip("_").isupper() else set()
+        return found.pop() if len(found) == 1 else OPEN
+
+    def named(self, name: str) -> set[str]:
         key = (str(self.module.path), f"{getattr(self.function, 'name', '')}.{name}")
         if key in self.seen:
             return set()
         inner = Reader(self.module, self.function, self.seen | {key})
         if self.function is not None:
-            local = assigned(self.function.body).get(name, [])
-            taken = [each.arg for each in _parameters(self.function)]
+            local = assigned(self.function).get(name, [])
+            parameters = [each.arg for each in _parameters(self.function)]
             found = set().union(*map(inner.texts, local))
-            if name in taken:
-                found |= inner._given(self.function, name, taken.index(name))
-            if local or name in taken:
+            if name in parameters:
+                found |= inner.given_by_callers(self.function, name, parameters.index(name))
+            if local or name in parameters:
                 return found
         if name in self.module.values:
-            return set().union(*map(replace_function(inner).texts, self.module.values[name]))
+            above = Reader(self.module, None, inner.seen)
+            return set().union(*map(above.texts, self.module.values[name]))
         if name in self.module.imported:
             return _in_module(self.module.imported[name], "", inner.seen)
         return set()
 
-    def _given(self, function: ast.FunctionDef, name: str, place: int) -> set[str]:
+    def given_by_callers(self, function: ast.FunctionDef, name: str, place: int) -> set[str]:
         """Return the texts that callers in this module give for a parameter."""
         found: set[str] = set()
         is_method = [each.arg for each in _parameters(function)][:1] in (["self"], ["cls"])
@@ -182,10 +207,11 @@ class Reader:
             return {"Did you mean {}?"}
         if name in _OTHERS:
             return set()
-        if isinstance(call.func, ast.Attribute) and name in ("strip", "get", "format", "removesuffix"):
-            return self.texts(call.func.value) | self.texts(call.args[-1] if name == "get" else None)
-        if name in ("join", "tuple", "list", "filter"):
-            return self.texts(call.args[-1]) if call.args else set()
+        if isinstance(call.func, ast.Attribute) and name in ("strip", "get", "format"):
+            default = call.args[-1] if name == "get" else None
+            return self.texts(call.func.value) | self.texts(default)
+        if name in ("join", "tuple"):
+            return self.texts(call.args[-1])
         key = (str(self.module.path), f"{name}()")
         if key in self.seen:
             return set()
@@ -204,18 +230,15 @@ class Reader:
         """Return the texts that the function returns or yields."""
         assert self.function is not None
         found: set[str] = set()
-        for statement in self.function.body:
-            for node in within(statement):
-                if isinstance(node, (ast.Return, ast.Yield)):
-                    found |= self.texts(node.value)
+        for node in inner_nodes(self.function):
+            if isinstance(node, (ast.Return, ast.Yield)):
+                found |= self.texts(node.value)
         return found
 
 
-def replace_function(reader: Reader) -> Reader:
-    return Reader(reader.module, None, reader.seen)
-
-
-def _in_module(place: tuple[str, str], attribute: str, seen: frozenset[tuple[str, str]]) -> set[str]:
+def _in_module(
+    place: tuple[str, str], attribute: str, seen: frozenset[tuple[str, str]]
+) -> set[str]:
     name, inner = place
     base = PACKAGE.joinpath(*name.split(".")[1:])
     if attribute:  # of a module that was imported by name
@@ -228,7 +251,7 @@ def _in_module(place: tuple[str, str], attribute: str, seen: frozenset[tuple[str
         return set().union(
             *(Reader(found, each, seen).returned() for each in found.functions[inner])
         )
-    return Reader(found, None, seen)._named(inner)
+    return Reader(found, None, seen).named(inner)
 
 
 def _parameters(function: ast.FunctionDef) -> list[ast.arg]:
@@ -265,7 +288,7 @@ def hints(rooms: tuple[str, ...] = ("",)) -> tuple[tuple[str, str], ...]:
                     found += [
                         (where, text)
                         for text in sorted(Reader(known, function).texts(node))
-                        if re.search(r"[^\W\d_]", text.replace(OPEN, ""))
+                        if re.search(r"[^\W\d_]{2}", text.replace(OPEN, ""))
                     ]
     return tuple(found)
 
@@ -273,9 +296,8 @@ def hints(rooms: tuple[str, ...] = ("",)) -> tuple[tuple[str, str], ...]:
 def _places(call: ast.Call) -> Iterator[ast.expr]:
     """Yield the expressions that are hints in a call."""
     name = getattr(call.func, "id", "") or getattr(call.func, "attr", "")
-    is_error = name.endswith("Error") and name[:1].isupper()
-    if is_error or name == "Finding":
-        place = _PLACES.get(name, 1)
+    place = _PLACES.get(name, 1 if name in _ERRORS else None)
+    if place is not None:
         yield from call.args[place : place + 1]
     if name == "advise":
         yield from call.args[:1]

@@ -56,6 +56,8 @@ SLOW = {
     "project/test_advice_elsewhere.py": "imports torch and draws",
     "notebook/test_chat_demo.py": "a kernel",
     "project/test_advice_asked.py": "loads several models",
+    "project/test_advice_followed.py": "loads models, and asks servers",
+    "checkpoints/test_files_put_right.py": "several models",
     "engines/test_shipped_configs.py": "loads many models",
     "engines/test_native_oracle.py": "several models",
     "planning/test_objectives.py": "plans for many machines",

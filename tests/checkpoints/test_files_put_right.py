@@ -182,3 +182,15 @@ def test_the_right_file_puts_it_right(sound, tmp_path, advice, kind, damage, the
     assert advice in str(caught.value), str(caught.value)
     shutil.copytree(sound[kind], folder, dirs_exist_ok=True)
     then(folder)
+
+
+def test_the_checkpoint_in_bfloat16_is_quantised(sound, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    folder = shutil.copytree(sound[FP8], tmp_path / "c")
+    changed("config.json", quantization_config={**SCHEME, "weight_block_size": "large"})(folder)
+    with pytest.raises(CheckpointError) as caught:
+        look(folder)
+    advice = "Take the original checkpoint in bfloat16, quantised as it is loaded if need be."
+    assert str(caught.value).endswith(advice)
+    for how in ({}, {"quantize": "8bit"}):
+        assert resolve(sound[NATIVE]).load(dtype=torch.bfloat16, **how).model

@@ -298,6 +298,20 @@ class TestCause:
         assert ("its weight weight " in str(error)) == (number is not None)
 
 
+def test_weights_as_they_were_trained_compute_finite_numbers():
+    session = Session().load(golden.CHECKPOINT, dtype="float32")
+    weight = session.engine.model.get_parameter(DOWN)
+    trained = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(1e38 / float(weight.abs().max()))
+    with pytest.raises(EngineError, match=r"are finite, .* Are they as they were trained\?"):
+        session.ask("a", temperature=0, max_tokens=2)
+    with torch.no_grad():
+        weight.copy_(trained)
+    assert session.ask("a", temperature=0, max_tokens=2).usage.new_tokens
+    session.unload()
+
+
 def local_hooks(module):
     hook = module._hf_hook
     return getattr(hook, "hooks", (hook,))

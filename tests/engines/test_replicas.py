@@ -234,6 +234,34 @@ class TestCluster:
         assert (nodes["begun"], nodes["ended"]) == (0, 0)
         assert prints_words_of_ray()
 
+    def test_where_ray_is_not_there_or_not_in_time_it_is_had_in_another_way(
+        self, nodes, monkeypatch
+    ):
+        import ray
+
+        begin, is_busy = ray.init, [True]
+
+        def init(*, address, **options):
+            if address == "auto" and not nodes["nodes"]:
+                raise ConnectionError
+            if is_busy:
+                raise RuntimeError("The node is overloaded.")
+            begin()
+
+        monkeypatch.setattr(ray, "init", init)
+        nodes["nodes"] = []
+        joined = "Ray is started and joined with `ray start`; without an address it runs here."
+        with pytest.raises(EngineError, match=joined):
+            cluster.connect("auto")
+        with pytest.raises(EngineError, match="Is this machine very busy, or short of memory"):
+            cluster.connect(None)
+        is_busy.clear()
+        ours = cluster.connect(None)  # without an address
+        assert nodes["there"]
+        cluster.leave(ours)
+        nodes["nodes"] = [{"Alive": True}]  # `ray start`
+        cluster.leave(cluster.connect("auto"))
+
     def test_an_interrupt_comes_when_the_end_is_through(self, nodes, caplog, monkeypatch):
         import ray
 

@@ -203,6 +203,13 @@ class TestDepth:
         assert message.startswith("x is a TIFF of a kind that Pillow does not read: ")
         assert said in message
 
+    def test_bands_of_a_tiff_that_pillow_does_not_read_are_given_as_an_array(self):
+        bands = np.arange(40, dtype=np.uint8).reshape(1, 8, 5)
+        message = error_of(to_image, tiff(8, bands.tobytes(), samples=5), "x")
+        assert "Read it with tifffile, and give three of its bands as an array." in message
+        three = bands[..., [4, 2, 0]]
+        assert np.array_equal(np.asarray(to_image(three, "x").image), three)
+
 
 class TestProfiles:
     @pytest.fixture

@@ -116,6 +116,11 @@ def test_what_cannot_be_read_says_why_in_a_line(folder, word, page, said):
     assert "\n" not in message
 
 
+def test_a_copy_without_the_password_is_read():
+    assert "Save a copy without one." in error_of(to_image, LOCKED, "it")
+    assert to_image(LOCKED.replace(b"/Encrypt 4 0 R", b""), "it").image.size
+
+
 def test_a_document_without_pages():
     said = "it is a PDF document that is damaged or has no pages: "
     content = b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n"

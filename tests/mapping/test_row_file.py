@@ -66,6 +66,22 @@ def test_each_row_is_in_the_file(tmp_path):
     assert repr(rows) == f"<2,500 rows in {file}>"
 
 
+def test_rows_of_a_file_that_was_changed_are_asked_again(tmp_path):
+    file = tmp_path / "rows.parquet"
+    session_with().map(PROMPT, items(3), save=file)
+    table = pq.read_table(file)
+    at, known = table.schema.get_field_index("finish_reason"), table.schema
+    table = table.set_column(
+        at, known.field(at), pa.array(["nonsense"] * 3).cast(known.field(at).type)
+    )
+    pq.write_table(table.replace_schema_metadata(known.metadata), file)
+    with pytest.raises(OptionError, match=r"Give another name, or ask all rows again\."):
+        session_with().map(PROMPT, items(3), save=file)[1]
+    for way in ({"save": tmp_path / "others.parquet"}, {"save": file, "fresh": True}):
+        again = session_with().map(PROMPT, items(3), **way)
+        assert again[1].text == "SAY ITEM 1"
+
+
 def test_a_saved_row_is_the_row(tmp_path):
     plain = session_with().map(PROMPT, items(3), choices=["SAY ITEM 0", "SAY ITEM 1"])
     saved = session_with().map(

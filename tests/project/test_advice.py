@@ -1,7 +1,8 @@
 """Advice that can be taken: each next step that a message names is taken here, and works.
 
 By code, for what front ends word themselves, and by sentence, for what is the same everywhere in
-the rooms that decide where a model goes. A new one without a test here is red.
+the rooms that decide where a model goes. A new one without a test is red, here or in
+`test_advice_elsewhere`.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from typing import Any
 import golden
 import pytest
 import torch
+from hints import hints
 from PIL import Image
 from transformers.utils import import_utils
 from transformers.utils.import_utils import BITSANDBYTES_MIN_VERSION
 
 import glm4v_magic
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.core import errors
 from glm4v_magic.core.errors import (
     DeviceMapError,
     DoesNotFitError,
@@ -213,13 +214,6 @@ OUTSIDE = {
     "restart", "restart_and_look", "set_and_restart", "stop_in_another_way", "unset_visible",
 }  # fmt: skip
 """Codes whose step is taken outside of this program: by pip, a shell or the driver."""
-
-ROOMS = (
-    "core/gpu_spec.py", "core/placement.py", "planning", "dispatch", "dry_run", "hardware",
-    "doctor/advice.py", "checkpoints/pretrained.py", "engines/load_advice.py", "engines/local.py",
-    "engines/out_of_memory.py",
-)  # fmt: skip
-"""Where sentences of advice are searched: whatever decides where a model goes, or runs it there."""
 
 SENTENCES_OF_OTHERS = {
     "Take --engine own, or name {} in the line, without it.": (
@@ -1042,14 +1036,20 @@ def runs(text: str) -> set[str]:
 
 
 def quoted_in(test: str) -> str:
-    """Return all text that a test holds, with that of its decorators; none if it is not there."""
+    """Return all text of a test, of its decorators and of the tables that it names."""
     file, _, name = test.partition("::")
     tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
     found = [each for each in ast.walk(tree) if getattr(each, "name", "") == name]
+    names = {getattr(each, "id", "") for part in found for each in ast.walk(part)}
+    for each in tree.body:
+        if isinstance(each, ast.Assign | ast.AnnAssign):
+            targets = each.targets if isinstance(each, ast.Assign) else [each.target]
+            if found and names & {getattr(one, "id", None) for one in targets}:
+                found.append(each)
     texts = [
         each.value
-        for function in found
-        for each in ast.walk(function)
+        for part in found
+        for each in ast.walk(part)
         if isinstance(each, ast.Constant) and isinstance(each.value, str)
     ]
     return " ".join(texts)
@@ -1084,58 +1084,8 @@ def test_a_test_that_is_not_there_or_about_something_else_takes_nothing():
     assert not is_taken_in("Describe fewer GPUs (--gpus).", f"{here}test_less_is_kept")
 
 
-def sentences() -> Iterator[tuple[str, str]]:
-    """Yield place and sentence of every piece of fixed advice in `ROOMS`."""
-    names = {name for name in errors.__all__ if name.endswith("Error")}
-    for room in ROOMS:
-        path = PACKAGE / room
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-            fixed = {
-                target.id: node.value.value
-                for node in tree.body
-                if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
-                for target in node.targets
-                if isinstance(target, ast.Name)
-            }
-            for node in ast.walk(tree):
-                name = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
-                place = 4 if name == "Finding" else 1
-                if (name in names or name == "Finding") and len(node.args) > place:
-                    for given in choices(node.args[place]):
-                        text = sentence(given, fixed)
-                        if text:
-                            yield f"{file.relative_to(PACKAGE)}:{node.lineno}", text
-
-
-def choices(node: ast.expr) -> Iterator[ast.expr]:
-    """Yield what an expression may be: each side of ``x or y`` and of ``a if b else c``."""
-    if isinstance(node, ast.BoolOp):
-        for each in node.values:
-            yield from choices(each)
-    elif isinstance(node, ast.IfExp):
-        yield from choices(node.body)
-        yield from choices(node.orelse)
-    else:
-        yield node
-
-
-def sentence(node: ast.expr, fixed: dict[str, str]) -> str:
-    if isinstance(node, ast.Constant):
-        return str(node.value)
-    if isinstance(node, ast.JoinedStr):
-        return "".join(p.value if isinstance(p, ast.Constant) else "{}" for p in node.values)
-    return (
-        fixed.get(node.id, EXAMPLE if node.id == "EXAMPLE" else "")
-        if isinstance(node, ast.Name)
-        else ""
-    )
-
-
-def test_every_sentence_is_taken_or_has_its_place():
-    found = dict(reversed(pair) for pair in sentences())
-    missing = {text: where for text, where in found.items() if text not in TAKEN}
-    assert {t: w for t, w in missing.items() if t not in SENTENCES_OF_OTHERS} == {}
-    assert len(found) > 15
-    said = {text for text in TAKEN if " " in text}
-    assert said <= found.keys(), "nobody says it any more"
+def test_what_is_taken_here_is_said():
+    """That all that is said is taken is seen in `test_advice_elsewhere`."""
+    said = {text for _, text in hints()}
+    assert {text for text in TAKEN if " " in text} <= said, "nobody says it any more"
+    assert SENTENCES_OF_OTHERS.keys() <= said

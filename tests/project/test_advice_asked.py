@@ -843,7 +843,7 @@ def test_a_strict_schema(server):
 
 @takes(
     "Make it first.",
-    "Its name ends in {}.",
+    "Its name ends in .parquet.",
     "Name a file that is to be written.",
     "Move it elsewhere, or give another name.",
     "Give another name, or wait for its end.",
@@ -859,7 +859,7 @@ def test_rows_that_are_saved(tiny, tmp_path, monkeypatch):
     refused("Make it first.", lambda: saved("no/a.parquet"))
     Path("no").mkdir()
     assert len(saved("no/a.parquet")) == 2
-    refused("Its name ends in {}.", lambda: saved("a.csv"))
+    refused("Its name ends in .parquet.", lambda: saved("a.csv"))
     Path("b.parquet").mkdir()
     refused("Name a file that is to be written.", lambda: saved("b.parquet"))
     parquet.write_table(arrow.table({"a": [1]}), "c.parquet")

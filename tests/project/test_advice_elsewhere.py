@@ -2,7 +2,8 @@
 
 Each scene runs into a message, finds its advice in it, and does what it says. `test_advice` is
 about placement, and about advice that front ends word themselves; `test_advice_asked` about
-questions, clips, forms, servers and checkpoints.
+questions, clips, forms, servers and checkpoints, as is `test_advice_followed`. What is said is
+found by `hints`, also where a hint is a question, a variable, or returned by a function.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import tomllib
 from collections.abc import Callable
 from itertools import count, islice
 from pathlib import Path
@@ -19,7 +21,9 @@ import numpy as np
 import pytest
 import test_advice
 import test_advice_asked
+import test_advice_followed
 import torch
+from hints import hints
 from PIL import Image
 
 import glm4v_magic
@@ -42,7 +46,10 @@ from glm4v_magic.session.session import Session
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
 PACKAGE = Path(glm4v_magic.__file__).parent
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8").replace("-", "_")
+OF_OTHERS = {"{}", "tifffile"}
+"""Names that are known at run time only, or of no package that is used here."""
 IN_FOLDERS = "Give one of them."
 SQUARE = np.zeros((4, 4, 3), np.uint8)
 SCENES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {}
@@ -170,7 +177,7 @@ SCENES |= {
         lambda: (limits(max_memory={0: "10GiB"}), limits(max_memory={0: 10 * 2**30}))),
     "Write it as http://127.0.0.1:8000/v1.": (
         lambda: read_address("http://"), lambda: read_address("http://127.0.0.1:8000/v1")),
-    "Leave it out, and put a key into the environment variable {}.": (
+    "Leave it out, and put a key into the environment variable GLM4V_API_KEY.": (
         lambda: read_address("http://me:secret@127.0.0.1:8000/v1"),
         lambda: read_address("http://127.0.0.1:8000/v1")),
     "The address of a server begins with http://.": (
@@ -220,6 +227,13 @@ SCENES |= {
     "End the `with VirtualGPUs(...)` block around this one first.": (nested, one_after_the_other),
     "Move it to the CPU before the `with VirtualGPUs(...)` block.": (
         real_among_virtual, moved_before),
+    '{} Write for example "4x16GiB", "24+16+12GiB", "2xT4", "24GiB@936GB/s" or "cpu".': (
+        lambda: parse_gpus("A101"), lambda: [parse_gpus(each) for each in (
+            "A10", "A101-16GiB", "4x16GiB", "24+16+12GiB", "2xT4", "24GiB@936GB/s", "cpu")]),
+    'Add its memory, as in "{}-16GiB".': (
+        lambda: parse_gpus("2xBR100"), lambda: parse_gpus("2xBR100-16GiB")),
+    'Add the unit, as in "{}GiB".': (
+        lambda: parse_gpus("L4-16"), lambda: parse_gpus("L4-16GiB")),
     'Replace such halves: text.encode(errors="replace").decode().': (
         lambda: require_text("half \ud83d"),
         lambda: require_text("half \ud83d".encode(errors="replace").decode())),
@@ -230,7 +244,7 @@ SCENES |= {
 }  # fmt: skip
 
 CELLS |= {
-    "Define {} first. {}": (
+    "Define {} first. For literal braces write \\{{.": (
         '%glm4v preview cat.png "Is it {{ zzz }}?"',
         "zzz = 'red'\n%glm4v preview cat.png \"Is it {{ zzz }}?\""),
     "There are model, {}.": (
@@ -301,9 +315,36 @@ CELLS |= {
     "Name a file: {} plan.json": (
         "%glm4v plan demo --gpus 1x8GiB --save ''",
         "%glm4v plan demo --gpus 1x8GiB --save plan.json"),
+    "The images before are still in it: leave the new one out, or ask a fresh question.": (
+        '%glm4v ask cat "What?" --max-tokens 2\n%glm4v ask cat "And?" --continue',
+        '%glm4v ask "And?" --continue --max-tokens 2\n%glm4v ask cat "What?" --max-tokens 2'),
+    "See %{}.": ("%glm4v plan demo demo", "%glm4v plan -h"),
+    "Question and images stay as they were; to change them, ask with {}.": (
+        '%glm4v ask cat "What?" --max-tokens 2\n%glm4v retry --crop 0,0,1,1',
+        '%glm4v ask cat --crop 0,0,1,1 "What?" --max-tokens 2'),
+    "The chat is named without an option: %{} NAME.": (
+        "%glm4v retry --chat cats", '%glm4v ask "What?" --chat cats --max-tokens 2\n'
+        "%glm4v retry cats"),
+    "To ask about an image: a cell \"%%glm4v {}\" with the question on the next line, or "
+    '%glm4v ask {} "the question".': (
+        "%glm4v cat", '%glm4v ask cat "the question" --max-tokens 2'),
+    'To ask on one line: %glm4v ask "{}", with an image before the question.': (
+        '%glm4v "What is it here"',
+        '%glm4v ask "What is it here" --max-tokens 2\n'
+        '%glm4v ask cat "What is it here" --max-tokens 2'),
+    "For example: {} {}.json": (
+        "%glm4v plan demo --gpus 1x8GiB --save plan",
+        "%glm4v plan demo --gpus 1x8GiB --save plan.json"),
+    "To name a model, put it before the option: {} {}.": (
+        "%glm4v plan --gpus 1x8GiB --json demo", "%glm4v plan demo --gpus 1x8GiB --json"),
+    "There {} {}.": (
+        '%glm4v ask "What?" --chat cats --max-tokens 2\n'
+        '%glm4v ask "And?" --continue --chat zebra',
+        '%glm4v ask "And?" --continue --chat cats --max-tokens 2'),
     "Ask a question first.": (
-        "%%glm4v --continue\nAnd?", '%glm4v ask "Hello?"\n%glm4v retry'),
-    "Write an expression in it. {}": (
+        '%glm4v reset --all\n%glm4v ask "And?" --continue',
+        '%glm4v ask "Hello?"\n%glm4v retry'),
+    "Write an expression in it. For literal braces write \\{{.": (
         "%%glm4v --preview\nWhat {{ }}?", "%%glm4v --preview\nWhat {{ 1 + 1 }}?"),
     "For literal braces write \\{{.": (
         "%%glm4v --preview\nWhat {{ x?", "%%glm4v --preview\nWhat \\{{ x?"),
@@ -312,36 +353,134 @@ CELLS |= {
 }  # fmt: skip
 
 
-OUTSIDE = re.compile(
-    "[Dd]ownload|pip install|Install it|git lfs|nvidia-smi|log may tell|peft|Make an environment|"
-    "owner has to|zero_to_fp32|Save a copy|[Uu]pload|PyTorch for|proxy|browser|"
-    "without quotes around"
-)
-"""Steps outside of this program: pip, a download, a shell, a server of others."""
-
+RIGHT_FILE = "checkpoints/test_files_put_right.py::test_the_right_file_puts_it_right"
+AS_SAVED = "checkpoints/test_adapters.py::test_an_adapter_as_it_was_saved_is_merged"
 IN_OTHER_TESTS = {
-    "End them (close()) before that block ends.": "virtual_gpus/test_virtual_gpus_context.py",
-    "All of them as a DataFrame are .read(), which has columns.": "mapping/test_row_file.py",
-    "Ask about fewer images at once.": "notebook/test_video_cell.py",
-    "Is the file damaged? Save the adapter again.": "checkpoints/test_adapters.py",
-    "Save the adapter with the embedding of its tokens: save_embedding_layers=True.": (
-        "checkpoints/test_added_tokens.py"
-    ),
-    "Give a copy that was made before: image.copy().": "images/test_images_values.py",
-    "Its training went astray: take an earlier step of it.": "checkpoints/test_adapters.py",
+    **dict.fromkeys((
+        "Are all files of the same checkpoint?",
+        "Config and weights do not belong together; download them again.",
+        "Download it again.",
+        "{}Download the safetensors files of the checkpoint.",
+        "Download them again.",
+        "Every checkpoint of this kind has a preprocessor_config.json; download it again.",
+        "Every checkpoint of this kind has a tokenizer.json; download it again.",
+        "Every checkpoint of this kind has a tokenizer.model; download it again.",
+        "Index and shards are of different versions; download them again.",
+        "Is it a file of a trainer's own state?",
+        "Is this the config.json of a GLM-4.1V, GLM-4.5V, GLM-4.6V, GLM-5.3 or GLM-OCR checkpoint?",
+        "Is this the config.json of a GLM-4V-9B checkpoint?",
+        "Is this the folder of a checkpoint?",
+        "It comes with the checkpoint; download it again.",
+        "It is damaged; download or save it again.",
+        "It is in chat_template.jinja or tokenizer_config.json; download it again.",
+        "Run git lfs pull in its folder, or download the file again.",
+        "The download was cut short or damaged; download this file again.",
+        "The file is damaged or of another kind; download it again.",
+        "The file is damaged; download it again.",
+        "The file is of another kind, or damaged; download it again.",
+        "The files do not belong together; download them again.",
+        "The tokenizer is of another model; download it again.",
+    ), RIGHT_FILE),
+    **dict.fromkeys((
+        "Are its lora_alpha and its weights as they were trained?",
+        "Do its adapter_config.json and its weights belong together?",
+        "Is it an adapter of another model?",
+        "Is this the folder of an adapter that peft has saved?",
+        "It comes with the adapter; copy or download it again.",
+        "Was it saved as a whole?",
+    ), AS_SAVED),
+    "All of them as a DataFrame are .read(), which has columns.":
+        "mapping/test_row_file.py::test_each_row_is_in_the_file",
+    "Are they as they were trained?":
+        "engines/test_not_finite.py::test_weights_as_they_were_trained_compute_finite_numbers",
+    "Ask about fewer images at once.":
+        "notebook/test_video_cell.py::test_a_clip_that_is_too_long_is_looked_at_less_often",
+    "End them (close()) before that block ends.":
+        "virtual_gpus/test_virtual_gpus_context.py::"
+        "test_a_pause_does_not_wait_for_what_its_thread_has_not_ended",
+    "FSDP has them in parts: {}{}":
+        "checkpoints/test_foreign.py::test_the_parts_of_fsdp_are_merged_as_it_is_said",
+    "Give a copy that was made before: image.copy().":
+        "images/test_images_values.py::test_a_pillow_image_that_was_closed",
+    "Give another name, or ask all rows again.":
+        "mapping/test_row_file.py::test_rows_of_a_file_that_was_changed_are_asked_again",
+    "Give the folder that peft has saved the adapter in.":
+        "checkpoints/test_adapters.py::test_the_folder_of_an_adapter_is_given",
+    "Install it with: pip install {}. For another machine: --print.":
+        "project/test_advice_followed.py::test_another_engine_is_installed_or_its_line_printed",
+    "Is the file damaged? Save the adapter again.":
+        "checkpoints/test_adapters.py::test_an_earlier_step_is_taken_and_an_adapter_saved_again",
+    "Is this machine very busy, or short of memory?":
+        "engines/test_replicas.py::"
+        "test_where_ray_is_not_there_or_not_in_time_it_is_had_in_another_way",
     "Its training went astray, or its files are damaged: take an earlier step of it, or another "
-    "copy.": "engines/test_not_finite.py",
-    "Load it in another dtype: bfloat16 or float32.": "checkpoints/test_adapters.py",
-    "Name one of them.": "images/test_video.py",
-    "None was offered: start the server without tools.": "engines/test_server_flight.py",
-    "Start the server again.": "server/test_command.py",
-    "FSDP has them in parts: {}{}": "checkpoints/test_foreign.py",
-    "Name the folder that it is in.": "checkpoints/test_foreign.py",
-    "Unpack it, and give the folder.": "checkpoints/test_foreign.py",
+    "copy.":
+        "engines/test_not_finite.py::"
+        "test_a_weight_that_is_not_finite_is_named_and_concerns_every_row",
+    "Its training went astray: take an earlier step of it.":
+        "checkpoints/test_adapters.py::test_an_earlier_step_is_taken_and_an_adapter_saved_again",
+    "Load it in another dtype: bfloat16 or float32.":
+        "checkpoints/test_adapters.py::test_an_adapter_with_which_float16_is_too_small",
+    "Take --engine own, or merge it into its base (merge_and_unload of peft) and serve the folder "
+    "of the result, with the other files of the base.":
+        "checkpoints/test_adapters.py::test_other_engines_take_no_adapter_for_a_model",
+    "Take the original checkpoint in bfloat16, quantised as it is loaded if need be.":
+        "checkpoints/test_files_put_right.py::test_the_checkpoint_in_bfloat16_is_quantised",
+    "Merge it with peft where it was trained (merge_and_unload), and save the result.":
+        "checkpoints/test_adapters.py::test_adapters_that_peft_alone_merges_are_merged_there",
+    "Merge them one after the other with peft (merge_and_unload).":
+        "checkpoints/test_adapters.py::test_two_adapters_are_merged_one_after_the_other",
+    "Name the folder that it is in.":
+        "checkpoints/test_foreign.py::"
+        "test_of_a_config_alone_the_doctor_says_that_a_load_takes_its_folder",
+    "Unpack it, and give the folder.":
+        "checkpoints/test_foreign.py::test_a_file_instead_of_a_folder",
+    "Name one of them.": "images/test_video.py::test_a_pattern_is_the_one_clip_that_matches",
+    "None was offered: start the server without tools.":
+        "engines/test_server_flight.py::test_a_server_that_is_started_without_tools",
+    "Ray is started and joined with `ray start`; without an address it runs here.":
+        "engines/test_replicas.py::"
+        "test_where_ray_is_not_there_or_not_in_time_it_is_had_in_another_way",
+    "Read it with tifffile, and give three of its bands as an array. pip install tifffile":
+        "images/test_images_decode.py::"
+        "test_bands_of_a_tiff_that_pillow_does_not_read_are_given_as_an_array",
+    "Save a copy without one.": "images/test_pdf.py::test_a_copy_without_the_password_is_read",
+    "Save the adapter by itself (save_pretrained of peft), or merge it first.":
+        "checkpoints/test_adapters.py::"
+        "test_weights_that_are_not_merged_are_saved_apart_or_merged",
+    "Save the adapter with the embedding of its tokens: save_embedding_layers=True.":
+        "checkpoints/test_added_tokens.py::test_tokens_of_an_adapter_that_has_no_embedding_for_them",
+    "Start the server again.":
+        "server/test_command.py::"
+        "test_a_server_whose_replicas_are_all_lost_ends_and_can_be_started_again",
     "The files are damaged, or were saved in part; download or save them again.":
-        "checkpoints/test_quantised_before.py",
+        "checkpoints/test_quantised_before.py::"
+        "test_damaged_descriptions_of_4_bits_are_found_by_all",
 }  # fmt: skip
-"""Sentences that are followed where everything for it is at hand."""
+"""Sentences that are followed where everything for it is at hand, and the test that does."""
+
+DRIVER = "needs an NVIDIA driver"
+NOT_HERE = {
+    "DeepSpeed has them in parts: python zero_to_fp32.py . . --safe_serialization":
+        "the program comes with DeepSpeed",
+    "Is glm4v_magic installed there, in the same version?": "needs another machine",
+    "Is there something wrong with this request, or too little memory?":
+        "asks for what ended a process of Ray three times",
+    "Its log may tell more.": "the log of a server of others",
+    "Look at the disk that HF_HOME is on.": "needs a disk that does not answer",
+    "Look for other processes with nvidia-smi and stop those you do not need.": DRIVER,
+    "Make an environment with a newer Python.": "needs another Python",
+    "Run nvidia-smi.": DRIVER,
+    "Update the driver, or install a build of torch for {}.": DRIVER,
+    "Use PyTorch for Linux or macOS, or a CUDA build on a computer without a GPU.":
+        "needs another build of PyTorch",
+}  # fmt: skip
+"""Sentences that cannot be followed where tests run, and why."""
+
+INSTALLING = re.compile(
+    r"pip install (?!in )['\"]?([\w{}-]+(?:\[(\w+)\])?)|Install it if you need|pip install in its"
+)
+"""What is installed; `test_what_is_to_be_installed_is_what_the_project_names` looks at it."""
 
 
 def png(side: int = 4) -> bytes:
@@ -395,17 +534,36 @@ def test_what_is_said_in_a_cell_can_be_typed(run, shell, tmp_path, advice):
     run(good)
 
 
-def test_every_sentence_of_the_package_is_taken_or_listed(monkeypatch):
-    monkeypatch.setattr(test_advice, "ROOMS", ("",))
-    found = {text for _, text in test_advice.sentences()}
-    here = {*SCENES, *CELLS, IN_FOLDERS, *test_advice_asked.TAKEN}
-    taken = {*test_advice.TAKEN, *test_advice.SENTENCES_OF_OTHERS, *here}
-    asked = {text for text in found if text.endswith("?")}
-    outside = {text for text in found if OUTSIDE.search(text)}
-    assert found - taken - asked - outside - IN_OTHER_TESTS.keys() == set(), "no test takes it"
-    assert here | IN_OTHER_TESTS.keys() <= found, "nobody says it any more"
-    for sentence, file in IN_OTHER_TESTS.items():
-        assert sentence.partition("{")[0] in (TESTS / file).read_text(encoding="utf-8")
+SAID = {text for _, text in hints()}
+HERE = {*SCENES, *CELLS, IN_FOLDERS, *test_advice_asked.TAKEN, *test_advice_followed.TAKEN}
+
+
+def test_every_sentence_of_the_package_is_taken_or_listed():
+    taken = {*test_advice.TAKEN, *test_advice.SENTENCES_OF_OTHERS, *HERE}
+    listed = IN_OTHER_TESTS.keys() | NOT_HERE.keys()
+    installed = {text for text in SAID if INSTALLING.search(text)}
+    assert SAID - taken - listed - installed == set(), "no test takes it"
+    assert HERE | listed <= SAID, "nobody says it any more"
+    assert not listed & (HERE | test_advice.TAKEN)
+    assert len(SAID) > 300
+
+
+@pytest.mark.parametrize("advice", IN_OTHER_TESTS)
+def test_the_tests_of_other_rooms_hold_what_they_take(advice):
+    assert test_advice.is_taken_in(advice, IN_OTHER_TESTS[advice])
+
+
+def test_what_is_to_be_installed_is_what_the_project_names():
+    """Its extras, and packages of these or of `constraints.txt`, under their names on PyPI."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    known = {re.split(r"[\W]", line)[0].lower() for each in extras.values() for line in each}
+    known |= {each.partition("==")[0].lower() for each in CONSTRAINTS.splitlines()}
+    named = [found for text in SAID for found in INSTALLING.finditer(text) if found[1]]
+    assert len(named) > 8
+    for found in named:
+        package, extra = found[1], found[2]
+        assert extra in extras if extra else package.replace("-", "_") in known | OF_OTHERS, found
 
 
 def test_a_trainers_folder_of_folders(tmp_path):

@@ -248,7 +248,10 @@ class Connection:
         message = self.said(message)
         error = self._worded(response, path, message)
         error.said = message
-        error.wait = math.inf if _NO_QUOTA in body else retry_after(response.headers)
+        error.wait = retry_after(response.headers)
+        if _NO_QUOTA in body:
+            error.wait = math.inf
+            error.advise()  # what is used up is not there later, either
         return error
 
     def _worded(self, response: httpx.Response, path: str, message: str) -> StatusError:

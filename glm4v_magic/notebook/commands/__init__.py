@@ -85,7 +85,7 @@ def run(
     if command is None:
         raise OptionError(
             f"%glm4v has no command {name!r}.",
-            did_you_mean(name, COMMANDS) or _how_to_ask(name),
+            (name not in names and did_you_mean(name, COMMANDS)) or _how_to_ask(name),
         )
     return command(context, parse(command, filled(command, rest, names)), names)
 
