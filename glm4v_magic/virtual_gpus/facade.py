@@ -120,7 +120,7 @@ class CudaFacade:
             "reset_peak_memory_stats": self._forget_peak,
             "seed": torch.seed,
             "seed_all": torch.seed,
-            "set_device": self._exchange_device,
+            "set_device": self._set_device,
             "set_per_process_memory_fraction": self._set_fraction,
             "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
             "set_rng_state_all": lambda states: torch.set_rng_state(states[0]),
@@ -191,6 +191,9 @@ class CudaFacade:
         if index >= 0:
             self._thread.index = index
         return before
+
+    def _set_device(self, device: int | str | torch.device) -> None:
+        self._exchange_device(device)
 
     def _allocated(self, device: int | str | torch.device | None = None) -> int:
         return self._ledger.live_bytes(self._gpu(device).index)

@@ -104,6 +104,8 @@ class Machine:
         self.copies: Counter[CopyKey] = Counter()
         self.copied_bytes: Counter[CopyKey] = Counter()
         self.guesses: Counter[tuple[str, str]] = Counter()
+        # storages of tensors whose data was dropped, by those that they had
+        self._twins: WeakKeyDictionary[torch.UntypedStorage, Any] = WeakKeyDictionary()
         # of all threads: a loader pins in one of its own
         self.pinned: WeakKeyDictionary[torch.UntypedStorage, None] = WeakKeyDictionary()
         self.current: Callable[[], int] = lambda: 0
@@ -328,9 +330,22 @@ class Machine:
             inner = torch.empty(0, dtype=inner.dtype, device=memory)
         operator(inner, given, *shape)
         if isinstance(tensor, VirtualTensor):
-            tensor.content = _without_data(inner) if self._drops(inner) else inner
+            tensor.content = self._dropped(inner, device) if self._drops(inner) else inner
             self._follow_contents((tensor,))
         return tensor
+
+    def _dropped(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Return `tensor` without data; what shared its storage shares one again, counted once."""
+        storage = tensor.untyped_storage()
+        if storage not in self._twins:
+            size = storage.nbytes()
+            twin = torch.empty(size, dtype=torch.uint8, device=META).untyped_storage()
+            self.hold(storage, 0, device)  # the twin has its bytes
+            self.hold(twin, size, device)
+            self._twins[storage] = twin
+        place = tensor.storage_offset(), tensor.size(), tensor.stride()
+        empty = torch.empty(0, dtype=tensor.dtype, device=META)
+        return empty.set_(self._twins[storage], *place)
 
     def _octets(self, storage: torch.UntypedStorage) -> torch.Tensor:
         octets = torch.empty(0, dtype=torch.uint8, device=device_of_memory(storage)).set_(storage)

@@ -279,6 +279,17 @@ def test_every_way_to_name_a_gpu() -> None:
             torch.ones(1, device="cuda:2")
 
 
+def test_the_device_that_is_chosen() -> None:
+    set_device: Any = torch.cuda.set_device
+    with VirtualGPUs("2x1GiB"):
+        assert torch.cuda.set_device("cuda:1") is None  # type: ignore[func-returns-value]
+        assert torch.cuda.current_device() == 1
+        with pytest.raises(RuntimeError, match="invalid device ordinal: there is no cuda:2"):
+            torch.cuda.set_device(2)
+        assert torch.cuda.current_device() == 1
+    assert torch.cuda.set_device is set_device
+
+
 def test_what_torch_cuda_says() -> None:
     with VirtualGPUs("A100-2GiB+1GiB") as gpus:
         assert torch.cuda.device_count() == 2

@@ -305,3 +305,22 @@ def test_storages_without_data() -> None:
             x.set_(torch.ones(2).untyped_storage())
         x.untyped_storage().resize_(0)
         assert gpus.live_bytes == (size, size)
+
+
+def test_a_file_without_data_is_counted_once() -> None:
+    x = torch.ones(1 << 17)
+    file = io.BytesIO()
+    torch.save({"all": x, "part": x[5:], "other": x.clone()}, file)
+    file.seek(0)
+    with VirtualGPUs("2x1GiB", values="none") as gpus:
+        found = torch.load(file, map_location="cuda:1")
+        assert gpus.live_bytes == (0, 2 * (4 << 17))
+        assert gpus.peaks[-1].peak_bytes <= 2 * (4 << 17)
+        storages = {name: each.untyped_storage() for name, each in found.items()}
+        assert storages["all"] is storages["part"] is not storages["other"]
+        assert found["part"].storage_offset() == 5
+        assert {device_of_memory(each).type for each in storages.values()} == {"meta"}
+        del found["all"], storages
+        assert gpus.live_bytes == (0, 2 * (4 << 17))
+        del found
+        assert gpus.live_bytes == (0, 0)
