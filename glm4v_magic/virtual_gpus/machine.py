@@ -179,6 +179,8 @@ class Machine:
             source = source.to(META)
         if device.type == "cuda" and self._drops(source):
             source = source.to(META)
+        if device.type == "cuda":
+            self.check_room(source.numel() * (dtype or source.dtype).itemsize, device)
         options = {} if memory_format is None else {"memory_format": memory_format}
         copy = aten._to_copy.default(source, dtype=dtype, **options)
         is_guessed = device == CPU or (

@@ -151,6 +151,7 @@ def test_what_a_function_deletes_is_free_though_a_module_ran_below_it(size: int)
         lambda: torch.zeros(1 << 20, 1 << 20, dtype=torch.int64, device="cuda"),
         lambda: torch.UntypedStorage(1 << 42, device="cuda"),
         lambda: torch.ones(1, device="cuda").expand(1 << 20, 1 << 20).contiguous(),
+        lambda: torch.ones(1).expand(1 << 20, 1 << 20).to("cuda"),
     ],
 )
 def test_what_no_computer_has_room_for_is_out_of_memory_on_the_gpu(make: Callable[[], Any]) -> None:
