@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -87,8 +88,8 @@ class VirtualGPUs:
 
     Not modelled: backward passes on CUDA and CUDA graphs. Work of all streams is done in the order
     it is called. Random numbers on a GPU are those of the CPU. ``torch.compile`` returns its
-    function unchanged. Reading a value (``item()``, ``bool()``) is not counted as a copy; ``cpu()``
-    and ``tolist()`` are.
+    function unchanged, and what was compiled before runs as it was written. Reading a value
+    (``item()``, ``bool()``) is not counted as a copy; ``cpu()`` and ``tolist()`` are.
 
     Args:
         gpus: a description such as ``"4x16GiB"`` (see `core.gpu_spec`), or the capacity of
@@ -169,6 +170,7 @@ class VirtualGPUs:
             undo.enter_context(_replaced(torch.cuda.amp.common, {_NO_AMP: lambda: False}))
             undo.enter_context(_replaced(torch, _IN_TORCH))
             undo.enter_context(_replaced(torch.export, _EXPORTS))
+            undo.enter_context(_nothing_compiled())
             undo.enter_context(_replaced(torch.backends.cudnn, {"is_acceptable": _never}))
             undo.enter_context(_replaced(nn.functional, torch_function_checks()))
             if machine.values == "real":  # fused kernels exist for real values alone
@@ -343,6 +345,13 @@ _NO_AMP = "amp_definitely_not_available"
 def _compile_nothing(model: Any = None, **options: Any) -> Any:
     """Replaces ``torch.compile``: compiled code would not see the virtual devices."""
     return model if model is not None else lambda function: function
+
+
+def _nothing_compiled() -> AbstractContextManager[Any]:
+    """Run what was compiled before as it was written, within the returned ``with`` block."""
+    if "torch._dynamo" not in sys.modules:  # nothing was
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _never(tensor: torch.Tensor) -> bool:

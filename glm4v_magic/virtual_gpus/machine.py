@@ -28,6 +28,7 @@ from glm4v_magic.virtual_gpus.rules import (
     check_devices,
     composite_kernel,
     is_cpu_only,
+    is_gpu_only,
     is_implicit,
     lazy_views,
     may_stay,
@@ -134,6 +135,11 @@ class Machine:
             raise NotImplementedError(
                 f"Could not run '{operator.name()}' with arguments from the 'CUDA' backend: it "
                 f"exists for the CPU alone ({self._where()})"
+            )
+        if is_gpu_only(operator) and not any(content(tensor).is_meta for tensor in tensors):
+            raise NotImplementedError(
+                f"Virtual GPUs cannot run '{operator.name()}', which has no kernel for the CPU "
+                f"({self._where()})"
             )
         device, mismatch = check_devices(operator, args, kwargs, tensors)
         if mismatch is not None:

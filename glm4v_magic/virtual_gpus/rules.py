@@ -280,6 +280,13 @@ def is_cpu_only(operator: Any) -> bool:
     return _name(operator) in CPU_ONLY
 
 
+def is_gpu_only(operator: Any) -> bool:
+    """Tell whether an operation that is not PyTorch's own has no kernel that the CPU could run."""
+    name = operator.name()
+    has_kernel = torch._C._dispatch_has_computed_kernel_for_dispatch_key
+    return not name.startswith("aten::") and not has_kernel(name, "CPU")
+
+
 @cache
 def _rule(operator: Any) -> DeviceRule:
     name = _name(operator)

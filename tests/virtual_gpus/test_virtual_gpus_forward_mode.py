@@ -34,6 +34,13 @@ def moved(to):
     return torch.func.jvp(lambda x: (to(x) * 2).cpu(), (ones,), (ones,))
 
 found = {}
+compiled = torch.compile(double, backend="eager")
+before = compiled(torch.ones(2)).tolist()
+library = torch.library.Library("of_cuda", "DEF")
+library.define("kernel(Tensor x) -> Tensor")
+library.impl("kernel", double, "CUDA")
+library.define("plain(Tensor x) -> Tensor")
+library.impl("plain", double, "CompositeExplicitAutograd")
 with VirtualGPUs("2x1GiB"):
     ones, gpu, linear = torch.ones(4, 4), torch.ones(4, 4, device="cuda"), nn.Linear(4, 4)
     func, calls = torch.func, {
@@ -72,7 +79,14 @@ with VirtualGPUs("2x1GiB"):
         func.jvp(double, (ones,), (ones,))[1].sum().item(),
         func.hessian(squares)(torch.ones(2)).tolist(),
     ]
+    found["compiled"] = [before, compiled(gpu[0]).tolist(), str(compiled(gpu).device)]
+    found["plain"] = str(torch.ops.of_cuda.plain(gpu).device)
+    try:
+        torch.ops.of_cuda.kernel(gpu)
+    except NotImplementedError as error:
+        found["kernel"] = str(error)
     found["alive"] = (gpu + 1).sum().item()
+found["after"] = compiled(torch.ones(3)).tolist()
 export(linear, (ones,))
 print(json.dumps(found))
 """
@@ -83,7 +97,7 @@ EXPORT = (
 )
 
 
-def test_forward_mode_and_export_are_refused() -> None:
+def test_what_would_end_the_process_is_refused() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROGRAM],
         capture_output=True,
@@ -96,6 +110,14 @@ def test_forward_mode_and_export_are_refused() -> None:
     assert found.pop("shape") == 64
     assert found.pop("on the CPU") == [32, 32, [[2, 0], [0, 2]]]
     assert found.pop("alive") == 32
+    assert found.pop("compiled") == [[2, 2], [2, 2, 2, 2], "cuda:0"]
+    assert found.pop("after") == [2, 2, 2]
+    assert found.pop("plain") == "cuda:0"
+    kernel = found.pop("kernel")
+    assert kernel.startswith(
+        "Virtual GPUs cannot run 'of_cuda::kernel', which has no kernel for the CPU ("
+    )
+    assert "\n" not in kernel
     exports = {name for name in found if "export" in name}
     assert len(exports) == 5
     assert {name: found[name] for name in exports} == dict.fromkeys(exports, EXPORT)
