@@ -123,11 +123,20 @@ def test_merged_as_peft_merges_into_the_model_of_transformers(native, tmp_path, 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "glmga", "glm5_next"])
 def test_every_model_type_in_the_dtype_of_the_load(native, tmp_path, kind, dtype):
     targets = ["q_proj", "v_proj", "o_proj"]
     expected = trained(native(kind), peft.LoraConfig(target_modules=targets), tmp_path, dtype)
     same(resolve(tmp_path).load(dtype=dtype).model.state_dict(), expected)
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match")
+def test_all_linear_of_a_model_with_experts_is_refused_by_what_it_adds(native, tmp_path):
+    config = peft.LoraConfig(target_modules="all-linear")
+    trained(native("glm4v_moe"), config, tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["target_parameters"]
+    with pytest.raises(CheckpointError, match=r"matrices of experts \(target_parameters\), which"):
+        resolve(tmp_path)
 
 
 @pytest.mark.parametrize(
