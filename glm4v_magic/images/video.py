@@ -7,12 +7,13 @@ import importlib.util
 import io
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from glm4v_magic.core.errors import ImageError, OptionError, reason
 from glm4v_magic.core.image import DEFAULT_LIMITS, Limits
@@ -58,6 +59,17 @@ _CONTAINERS = {
     "video/ogg": "ogg",
 }
 """Media types of clips, and FFmpeg's names for their containers."""
+_BEGINNINGS = {
+    "mov": re.compile(rb".{4}(?:ftyp|moov|mdat|wide|free|skip)", re.DOTALL),
+    "matroska": re.compile(rb"\x1a\x45\xdf\xa3"),
+    "avi": re.compile(rb"RIFF.{4}AVI ", re.DOTALL),
+    "mpeg": re.compile(rb"\0\0\x01\xba"),
+    "ogg": re.compile(rb"OggS"),
+}
+"""How the files of these containers begin."""
+
+_Part: TypeAlias = tuple[float | None, float | None, float | None]
+"""Frames per second, and the seconds to begin and to end at."""
 
 MISSING = "Reading a clip needs the package av, which is not installed."
 INSTALL = "Install it with: pip install av"
@@ -107,9 +119,9 @@ def to_video(
     """Return `value` as a video; of a clip one frame is decoded, which tells how it is rotated.
 
     Args:
-        value: path of a clip, or a pattern that one clip matches; or frames: a list of anything
-            that is an image, or an array or tensor of frames x height x width with 1, 3 or 4
-            channels last.
+        value: path of a clip, a pattern that one clip matches, or the bytes of its file; or
+            frames: a list of anything that is an image, or an array or tensor of frames x height x
+            width with 1, 3 or 4 channels last.
         source: what the user calls the value. A path is its own source.
         fps: frames per second to look at; by default the model's own choice. Frames that are given
             are all looked at, and were taken at this rate: 1 by default.
@@ -131,6 +143,8 @@ def to_video(
     if isinstance(value, str | os.PathLike):
         path = os.fsdecode(value)
         return _clip(path, current_folder() if base is None else base, fps, start, end, limits)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return _of_bytes(bytes(value), one_line(source), (fps, start, end), limits)
     if start is not None or end is not None:
         raise OptionError("Only a clip has a beginning and an end; of frames, give those you mean.")
     return _of_frames(value, source, fps or 1.0, limits)
@@ -150,9 +164,29 @@ def from_data(uri: str, source: str, limits: Limits = DEFAULT_LIMITS) -> Sourced
             f"{one_line(source)} is {one_line(media_type) or 'of no media type'}, not a clip.",
             f"Clips are {', '.join(_CONTAINERS)}.",
         )
-    clip = _Clip(io.BytesIO(content), one_line(source), _CONTAINERS[media_type])
+    return _in_memory(content, source, _CONTAINERS[media_type], (None, None, None), limits)
+
+
+def _of_bytes(content: bytes, source: str, part: _Part, limits: Limits) -> SourcedVideo:
+    """Return the clip in the bytes of a file, which tell by their beginning what they are.
+
+    They are read as that and nothing else; see `from_data`.
+    """
+    for container, beginning in _BEGINNINGS.items():
+        if beginning.match(content):
+            return _in_memory(content, source, container, part, limits)
+    raise ImageError(
+        f"{source} are {len(content):,} bytes, but not those of a clip.",
+        f"Clips are {', '.join(_CONTAINERS)}.",
+    )
+
+
+def _in_memory(
+    content: bytes, source: str, container: str, part: _Part, limits: Limits
+) -> SourcedVideo:
+    clip = _Clip(io.BytesIO(content), one_line(source), container)
     state = f"{hashlib.sha256(content).hexdigest()} {len(content)}"
-    return _of_clip(clip, source, state, (None, None, None), limits)
+    return _of_clip(clip, source, state, part, limits)
 
 
 def _of_frames(value: object, source: str, fps: float, limits: Limits) -> SourcedVideo:
@@ -243,7 +277,7 @@ def _of_clip(
     clip: _Clip,
     name: str,
     state: str,
-    part: tuple[float | None, float | None, float | None],
+    part: _Part,
     limits: Limits,
 ) -> SourcedVideo:
     fps, start, end = part

@@ -129,6 +129,21 @@ def test_what_cannot_be_seen(clip, tmp_path):
     assert "megapixels" in refused(ImageError, "clip.mp4", "v", limits=Limits(megapixels=0.001))
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "avi"])
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_the_bytes_of_a_clip(tmp_path, kind, suffix):
+    path = write_clip(tmp_path / f"clip.{suffix}")
+    video = to_video(kind(path.read_bytes()), "held", start=1, end=2)
+    assert (video.source, video.size, video.count) == ("held", (64, 48), 10)
+    assert greys(video, [0, 5]) == greys(to_video(path, "v", start=1, end=2), [0, 5])
+
+
+def test_bytes_that_are_no_clip(clip):
+    said = refused(ImageError, b"ffconcat version 1.0\nfile clip.mp4\n", "held")
+    assert said.startswith("held are 35 bytes, but not those of a clip. Clips are video/mp4,")
+    assert "is damaged or no video" in refused(ImageError, clip.read_bytes()[:400], "held")
+
+
 def test_a_pattern_is_the_one_clip_that_matches(clip, tmp_path):
     one = tmp_path / "one"
     one.mkdir()
