@@ -421,6 +421,7 @@ class LocalEngine:
             if token is None:
                 failure = self._not_finite(row)
                 intake.drop([number])
+                self.kept.clear()  # the features of its images, or states on the way, may be NaN
                 yield Failed(failure, number)
                 continue
             yield from row.take(token, now)

@@ -165,6 +165,19 @@ def test_nothing_is_kept_of_a_prompt_that_overflowed(engine, way):
     assert engine.cache.prefixes == 1
 
 
+def test_features_of_an_image_that_overflowed_are_not_kept(engine):
+    image = golden.photo("image0.png")
+    asked = [Request(Conversation((Message("user", "a", (image,)),)), GREEDY)]
+    tower = engine.model.model.vision
+    handle = tower.register_forward_hook(lambda _, __, output: output * float("inf"))
+    try:
+        assert isinstance(events(engine, asked)[0], Failed)
+    finally:
+        handle.remove()
+    assert engine.cache.images == 0
+    assert isinstance(events(engine, asked)[0], Finished)
+
+
 @pytest.mark.parametrize("rows", [None, 1])
 @pytest.mark.parametrize("way", ["choices", "sampled choices"])
 def test_texts_are_not_chosen_by_what_follows_a_finite_beginning(engine, way, rows):
