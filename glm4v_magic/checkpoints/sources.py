@@ -185,7 +185,7 @@ def _found(
                 f"{text} is an adapter itself, and only one is merged.",
                 code="adapter_twice",
             )
-        if base is not None:
+        if base is not None and os.fspath(base) != text:
             raise OptionError(
                 f"The adapter is merged into {text}, and not into {one_line(str(base))}.",
                 code="base_beside_lora",
@@ -232,8 +232,6 @@ def _require_config(folder: Path) -> None:
     """
     if any((folder / name).exists() for name in CONFIGS):
         return
-    if not any(listed_names(folder, ending) for ending in (".safetensors", ".bin")):
-        refuse_foreign_folder(folder)
     inner = sorted(
         each.name for each in folder.iterdir() if any(is_file(each / name) for name in CONFIGS)
     )
@@ -243,6 +241,8 @@ def _require_config(folder: Path) -> None:
             f"{one_line(', '.join(inner[:3]))}{', ...' if len(inner) > 3 else ''}.",
             "Give one of them.",
         )
+    if not any(listed_names(folder, ending) for ending in (".safetensors", ".bin")):
+        refuse_foreign_folder(folder)
 
 
 def _refuse_base(text: str, base: object) -> None:

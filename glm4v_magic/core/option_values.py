@@ -6,6 +6,7 @@ import ast
 import math
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "is_replicas",
     "is_sizes",
     "is_unicode",
+    "python_literal",
     "read_choices",
     "read_pins",
     "read_replicas",
@@ -41,15 +43,24 @@ def is_choices(value: object) -> bool:
     return len(set(texts)) == len(value) and is_whole
 
 
+def python_literal(text: str) -> object:
+    """Return the value of a literal of Python; ``None`` if a text is none."""
+    try:
+        with warnings.catch_warnings():  # a path may look like odd Python
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(text)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        return None
+
+
 def read_choices(text: str) -> tuple[str, ...]:
     """Read ``yes,no``, also with the commas of Chinese keyboards, or a list as Python writes it."""
     if _LIST.match(text):
-        try:
-            value = ast.literal_eval(text)
-        except (SyntaxError, ValueError, MemoryError, RecursionError):
+        value = python_literal(text)
+        if value is None:
             raise OptionError(
                 f"{text!r} is not a list of texts; a variable may hold what Python makes of it"
-            ) from None
+            )
         parts = value if isinstance(value, list | tuple) else (value,)
         if all(isinstance(part, str) for part in parts):
             return tuple(parts)
@@ -83,7 +94,7 @@ def read_time(text: str) -> float:
 
 def is_name(value: object) -> bool:
     """Return whether a value names a file or folder."""
-    return isinstance(value, str | os.PathLike) and bool(os.fspath(value))
+    return isinstance(value, str | os.PathLike) and bool(os.fspath(value).strip())
 
 
 def is_sizes(value: object) -> bool:

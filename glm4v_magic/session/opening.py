@@ -65,7 +65,7 @@ def choice_of(model: str | os.PathLike[str] | None, options: Mapping[str, Any]) 
         plan = given["device_map"] = read_given(given["device_map"])
         if model is None and isinstance(plan, Plan):
             model = plan.model
-            given = {**dict(plan.made_of), **given}
+            given |= {name: value for name, value in plan.made_of if given.get(name) is None}
     return ModelChoice(
         model=None if model is None else path_text(model, "The model", OptionError),
         options=taken(PlacementOptions, given),

@@ -547,9 +547,15 @@ class Machine:
         self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
     ) -> None:
         """Raise OutOfMemoryError before a tensor is made that this computer has no room for."""
-        if args and operator._schema.arguments[0].name == "size":
-            dtype = kwargs.get("dtype") or torch.get_default_dtype()
-            self.check_room(math.prod(args[0]) * dtype.itemsize, device)
+        if not args or operator._schema.arguments[0].name != "size":
+            return
+        assert device.index is not None
+        most = math.prod(args[0]) * torch.complex128.itemsize
+        if not self.ledger.has_room(most, device.index):  # what it takes is up to the operator
+            without_data = {**kwargs, "device": META}
+            without_data.pop("generator", None)  # which is of another device
+            like = operator(*args, **without_data)
+            self.check_room(like.untyped_storage().nbytes(), device)
 
     def _with_or_without_data(
         self, operator: Any, out: torch.Tensor, device: torch.device

@@ -150,11 +150,16 @@ class MemoryLedger:
     def check_room(self, size: int, gpu: int, where: Callable[[], str]) -> None:
         """Raise ``torch.OutOfMemoryError`` if a GPU has no room for `size` bytes more."""
         with self._lock:
-            self._subtract_ended()
-            room = self.capacities[gpu] * self._fractions[gpu] - self._live[gpu]
-            if size > max(room, 0):
+            if not self.has_room(size, gpu):
                 self._refusals[gpu] += 1
                 raise torch.OutOfMemoryError(self._out_of_memory(gpu, size) + f" ({where()})")
+
+    def has_room(self, size: int, gpu: int) -> bool:
+        """Tell whether a GPU has room for `size` bytes more."""
+        with self._lock:
+            self._subtract_ended()
+            room = self.capacities[gpu] * self._fractions[gpu] - self._live[gpu]
+            return size <= max(room, 0)
 
     def gpu_of(self, storage: Any) -> int | None:
         """Return the index of the GPU that a storage is counted on, or None."""

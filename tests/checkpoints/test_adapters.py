@@ -539,8 +539,12 @@ def test_what_a_server_could_not_load_is_not_printed(native, adapter, run, tmp_p
     edit(alone, base_model_name_or_path="/nowhere/base")
     assert "of type 'qwen2_vl'" in run(ours.format(other), fails=True)
     assert "was trained on '/nowhere/base'" in run(ours.format(alone), fails=True)
+    edit(alone, base_model_name_or_path="someone/GLM-4.1V-9B-tuned")
+    assert f"server {alone}" in run(ours.format(alone))  # whose base a load downloads
     assert "--base /there" in run(ours.format(f"{alone} --base /there"))  # of another machine
     assert f"demo --lora {tmp_path / 'c'}" in run(ours.format(f"demo --lora {tmp_path / 'c'}"))
+    for file in ("config.json", "model.safetensors"):
+        assert "Give the folder" in run(ours.format(native("glm46v") / file), fails=True)
     assert "server somebody/else" in run(ours.format("somebody/else"))
 
 
@@ -575,7 +579,7 @@ def test_a_plan_keeps_what_its_model_is_made_of(adapter, run, shell, tmp_path):
     run("%glm4v load demo --gpus cpu")
     with VirtualGPUs("2x1GiB"):
         for given in (made, file):
-            session = Session().load(device_map=given)
+            session = Session().load(device_map=given, lora=None, base=None)
             assert any("is merged into" in note for note in session.status().info.notes)
             assert session.plan.made_of == made.made_of
             session.unload()
@@ -588,6 +592,8 @@ def test_a_plan_keeps_what_its_model_is_made_of(adapter, run, shell, tmp_path):
             assert f"--lora {adapter}" in run(f"%glm4v serve --map {given} --print")
             run("%glm4v load demo --gpus cpu")
     assert str(golden.CHECKPOINT) in run(f"%glm4v check --map {file} --gpus 2x1GiB")
+    again = f"%glm4v check --map {file} --gpus 2x1GiB --base {golden.CHECKPOINT}"
+    assert str(golden.CHECKPOINT) in run(again)  # its base is what it is merged into
     shutil.rmtree(adapter)
     assert "adapter" in run(f"%glm4v check --map {file} --gpus 2x1GiB", fails=True)
     changed = file.read_text().replace('"lora"', '"lora_"')

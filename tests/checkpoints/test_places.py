@@ -479,6 +479,7 @@ def test_shards_without_their_index(tmp_path):
 def test_the_folder_of_a_trainer_names_those_of_its_steps(tmp_path):
     for step in (500, 1000):
         shutil.copytree(golden.CHECKPOINT, tmp_path / f"checkpoint-{step}")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")  # which has no say beside them
     for look in (resolve, architecture):
         with pytest.raises(CheckpointError, match="2 folders with one: checkpoint-1000, checkp"):
             look(tmp_path)

@@ -315,6 +315,8 @@ def test_what_a_variable_holds_for_a_crop_is_named_if_it_is_none(run, shell, tin
     for word, shown in (("{{box}}", "1,2,3"), ("box", "1,2,3"), ("none", "None"), ("bx", "bx")):
         said = run(f"%%glm4v cat.png --crop {word} {GREEDY}\nWhat?", fails=True)
         assert f"The crop '{shown}' is not four numbers." in said
+    for word in ("({[]:1})", "[]"):
+        assert "The crop" in run(f"%%glm4v cat.png --crop {word} {GREEDY}\nWhat?", fails=True)
     for word in ("text", "{{(0, 0, 5, 4)}}", "[0,0,5,4]"):
         run(f"%%glm4v cat.png --crop {word} {GREEDY}\nWhat?")
         assert source_of(shell) == "cat.png, crop 0,0,5,4"

@@ -160,6 +160,8 @@ def test_a_cell_whose_columns_all_failed_fails(tiny, run, shell):
         ("--compare {{'a' * 10**6}}", "--compare names aaa"),
         ("--compare nosuch", "--compare names nosuch alone, and there is no such variable."),
         ("--compare [1,2]", "1 is neither a model nor a dict of options."),
+        ("--compare [{[]:1}]", "1 cannot be compared"),
+        ("--compare []", "0 cannot be compared"),
         ("--compare [nowhere]", "1 cannot be compared: give from 2 to 50 models or settings."),
         ("--compare demo,", "--compare names nothing between two commas."),
         ("--compare 'demo x,demo'", "--compare: 'x' is not a setting, such as temperature=1."),

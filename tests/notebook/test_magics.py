@@ -187,6 +187,16 @@ def test_settings_are_the_defaults_of_options(run, shell, tiny):
     run("%config Glm4v.model = None")
 
 
+def test_a_load_that_names_none_takes_the_setting_unless_a_model_was_chosen(run):
+    run("%unload_ext glm4v_magic\n%load_ext glm4v_magic")
+    run('%glm4v ask "What?" --max-tokens 1')  # of the demo, which nobody has named
+    assert "demo is loaded already." in run("%glm4v load")
+    run(f"%config Glm4v.model = {str(TINY)!r}")
+    assert f"Loaded {TINY}" in run("%glm4v load")
+    run("%config Glm4v.model = None")
+    assert f"{TINY} is loaded already." in run("%glm4v load")
+
+
 def test_max_tokens_bounds_the_answer(run, shell, tiny):
     ask(run, "", options="--temperature 0 --max-tokens 3")
     assert shell.user_ns["_"].usage.new_tokens == 3

@@ -133,7 +133,8 @@ def test_print_refuses_what_our_own_server_would(run, tmp_path, monkeypatch):
 def test_a_map_or_plan_in_a_variable_reaches_the_server(run, shell, port):
     shell.user_ns["parts"] = {"model": torch.device("cpu"), "lm_head": "cpu"}
     run("made = %glm4v plan demo --gpus 2x1GiB")
-    shell.user_ns["empty"] = {}
+    shell.user_ns |= {"empty": {}, "auto": {"": "cpu"}}
+    assert "--map auto" in run("%glm4v serve demo --map auto --print")  # a word of --map itself
     on_cpu = {"model": "cpu", "lm_head": "cpu"}
     for name, expected in (("parts", on_cpu), ("made", shell.user_ns["made"])):
         words = shlex.split(run(f"%glm4v serve demo --map {name} --print"))

@@ -338,8 +338,9 @@ def test_config_command(clean, shell, run):
 
 
 def test_a_model_without_a_name_is_refused_as_it_is_set(clean, shell, run, caplog):
-    run('%config Glm4v.model = ""')
-    assert "model is '', but must be a folder, a name or an address." in caplog.text
+    for name in ("", " "):
+        run(f'%config Glm4v.model = "{name}"')
+        assert f"model is '{name}', but must be a folder, a name or an address." in caplog.text
     assert run("%glm4v config model").splitlines()[-1].split()[1] == "demo"  # as before
 
 

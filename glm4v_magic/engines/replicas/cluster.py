@@ -320,7 +320,7 @@ def _are_one(here: str, address: str) -> bool:
 
 def _numbers_of(host: str) -> set[str]:
     host = host.strip("[]")
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeError):  # the second of parts that no name has
         return {str(found[4][0]) for found in socket.getaddrinfo(host, None)}
     return {host}
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from glm4v_magic.calls.compared import ComparedAnswers
 from glm4v_magic.core.errors import ComparisonInterrupted, InputError, OptionError, did_you_mean
 from glm4v_magic.core.option import Option
+from glm4v_magic.core.option_values import python_literal
 from glm4v_magic.core.options import check, of_python
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.typed_options import as_typed, flags_of, read_text
@@ -135,8 +134,8 @@ def _settings(word: str, names: Mapping[str, Any]) -> object:
     elif is_lookup(word, names) and isinstance(held := looked_up(word, names), list | tuple):
         found = held
     elif word.startswith("["):
-        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            found = ast.literal_eval(word)
+        read = python_literal(word)
+        found = word if read is None else read
     if isinstance(found, str):
         columns = split_at_commas(found)
         if columns == [word] and word.isidentifier():

@@ -146,6 +146,11 @@ class Context:
             return self.settings.model
         return status.choice.name
 
+    @property
+    def chosen(self) -> str | None:
+        """Model that was loaded by name, else that of the settings; ``None`` without either."""
+        return self.session.status().choice.model or self.settings.model
+
     def named(self, model: str | None) -> str:
         """Return the model that a line names, if it names one, or else `model`."""
         return self.model if model is None else model

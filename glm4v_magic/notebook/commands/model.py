@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from glm4v_magic.calls.prompt import expand
+from glm4v_magic.core.model import ModelChoice
 from glm4v_magic.core.options import of_command
+from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.typed_options import typed
 from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import takes
@@ -52,10 +54,10 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
         options["device_map"] = given_map(options["device_map"], names)
     if given is None:
         plan = options.get("device_map")
-        given = context.named_in(arguments, plan)
+        given = plan.model if isinstance(plan, Plan) else context.chosen
         made_of = context.made_of(arguments, plan)
         options |= {name: value for name, value in made_of.items() if value is not None}
-    screen = screen_for(context.shell, given)
+    screen = screen_for(context.shell, ModelChoice(given).name)
     try:
         with context.session.stream_load(given, **options) as events, heard_first(screen):
             for event in events:
@@ -68,7 +70,7 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
         elif info is not None and info.server is not None:
             show(line_bundle(f"Connected to {info.server}: {info.model}."))
         launched = context.launched
-        if launched is not None and launched.is_running and given != launched.url:
+        if launched is not None and launched.is_running and ModelChoice(given).name != launched.url:
             show(line_bundle(f"{launched.name} at {launched.url} goes on; %glm4v unload ends it."))
     except KeyboardInterrupt:
         info = context.session.status().info

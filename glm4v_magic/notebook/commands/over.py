@@ -13,6 +13,7 @@ from typing import Any
 from glm4v_magic.calls.tasks import asked
 from glm4v_magic.core.errors import Glm4vError, InputError, MapInterrupted, OptionError, SaveError
 from glm4v_magic.core.events import Loading, Started, Starting, Waiting
+from glm4v_magic.core.option_values import python_literal
 from glm4v_magic.core.options import check
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.typed_options import as_typed
@@ -383,12 +384,7 @@ def named_items(word: str, names: Mapping[str, Any], page: int | None = None) ->
 
 def _literal(word: str) -> Collection[object] | None:
     """Return the list, tuple, set or dictionary that `word` is a literal of, if any."""
-    try:
-        with warnings.catch_warnings():  # a path may look like odd Python
-            warnings.simplefilter("ignore")
-            value = ast.literal_eval(word)
-    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
-        return None
+    value = python_literal(word)
     return value if isinstance(value, list | tuple | set | dict) else None
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from glm4v_magic.calls.refusals import refuse_task
 from glm4v_magic.calls.tasks import EXTRACT
 from glm4v_magic.core.conversation import Conversation
 from glm4v_magic.core.errors import OptionError, did_you_mean
+from glm4v_magic.core.option_values import python_literal
 from glm4v_magic.core.options import AnswerForm, Sampling, VideoParts, check, of_group
 from glm4v_magic.core.typed_options import as_typed, typed
 from glm4v_magic.core.video import SourcedVideo
@@ -48,8 +47,8 @@ def crop_of(word: str | None, names: Mapping[str, Any]) -> Crop | None:
         value = looked_up(word, names)
         value = value.tolist() if hasattr(value, "tolist") else value
     elif word.startswith(("(", "[")):  # as Python writes the value of an expression
-        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            value = ast.literal_eval(word)
+        read = python_literal(word)
+        value = word if read is None else read
     return parse_crop(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
 
 

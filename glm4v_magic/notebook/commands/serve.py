@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.places import find_place
 from glm4v_magic.core.errors import CheckpointError, OptionError
@@ -39,6 +40,7 @@ from glm4v_magic.notebook.own_options import OWN
 from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.outside import expanded, is_file
 from glm4v_magic.planning.decision import decide
+from glm4v_magic.planning.files import PLANNED
 from glm4v_magic.planning.followed import planned_gpus
 from glm4v_magic.planning.precision import require_quantizable
 
@@ -80,7 +82,7 @@ def serve(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
     """
     engine = arguments.engine or OWN["engine"].default
     word = arguments.device_map
-    is_held = isinstance(names.get(word), Plan | Mapping)
+    is_held = word not in PLANNED and isinstance(names.get(word), Plan | Mapping)
     is_here = is_held or (word is not None and is_file(expanded(word)))
     given = given_map(word, names) if is_here else None  # a server elsewhere may have it
     model = context.named_in(arguments, given)
@@ -257,10 +259,12 @@ def _refuse_as_the_server_would(
     What is not here, such as files of another machine, is left to it.
     """
     made_of = {name: values[name] for name in ("revision", "base", "lora")}
+    if is_file(expanded(model)):  # a plan may be made of a configuration alone
+        resolve(model, **made_of)
     try:
         found = architecture(model, **made_of)
     except CheckpointError:
-        if all(map(_is_here, filter(None, (model, made_of["base"], made_of["lora"])))):
+        if _is_here(model, made_of):
             raise
         return
     if options.quantize is not None:
@@ -276,12 +280,19 @@ def _refuse_as_the_server_would(
     decide(found, replace(options, gpus=None), gpus, given, loads=False, cpu=cpu_here())
 
 
-def _is_here(name: str) -> bool:
-    """Tell whether a model or an adapter is on this machine."""
+def _is_here(model: str, made_of: Mapping[str, Any]) -> bool:
+    """Tell whether all that a server would load is here, and nothing to be downloaded."""
+    from glm4v_magic.checkpoints.hub import names_a_repository
+    from glm4v_magic.checkpoints.sources import find_source
+
     try:
-        return bool(find_place(name).folders)
+        named = filter(None, (model, made_of["base"], made_of["lora"]))
+        if not all(find_place(name).folders for name in named):
+            return False
+        place = find_source(model, **made_of).place
     except (CheckpointError, OptionError):
-        return False
+        return True  # something is wrong with what is here
+    return bool(place.folders) or not names_a_repository(place.repository)
 
 
 @dataclass(frozen=True, slots=True)
