@@ -59,8 +59,8 @@ def not_finite(info: EngineInfo, where: str, broken: BrokenWeight | None) -> Eng
             f"{what} its weights are finite, but what it makes of them is not.",
             "Are they as they were trained?",
         )
-    # A broken weight spoils every answer; an overflow may be that of one image.
-    error.reach = "request" if broken is None else "all"
+    # Not even a broken weight spoils all answers: one of the vision tower, those to images alone.
+    error.reach = "request"
     return error
 
 

@@ -214,12 +214,14 @@ PRINTED = (
     "--gpus 2x1GiB", "--context 64", "--images 0", "--image-size 560", "--batch 2",
     "--objective balance", "--dtype bfloat16", "--quantize 4bit", "--max-memory 0.5",
     "--reserve 0.1", "--split-vision off", "--pin head=1", "--map map.json",
-    "--revision main", "--keep 1", "--base x", "--lora x", "--host localhost", "--port 8001",
+    "--keep 1", "--lora x", "--host localhost", "--port 8001",
     "--parallel 3", "--replicas 2", "--cluster auto",
 )  # fmt: skip
 SERVES = {
     each.split()[0]: Trial(each.replace(" ", "="), "demo --print", each) for each in PRINTED
 } | {
+    "--base": Trial("--base x", "demo --print", "is not an adapter", fails=(False, True)),
+    "--revision": Trial("--revision=main", "GLM-OCR --print", "--revision main"),
     "--engine": Trial("--engine vllm", "glm-4v-9b --gpus 1x40GiB --print", "vllm serve"),
     "--offload": Trial(
         "--offload",

@@ -135,6 +135,11 @@ def test_a_map_or_plan_in_a_variable_reaches_the_server(run, shell, port):
     run("made = %glm4v plan demo --gpus 2x1GiB")
     shell.user_ns |= {"empty": {}, "auto": {"": "cpu"}}
     assert "--map auto" in run("%glm4v serve demo --map auto --print")  # a word of --map itself
+    assert "--map auto is not here" not in run("%glm4v serve --map auto --print")
+    screen = run("%glm4v serve --map nosuch.json --print", fails=True)
+    assert "--map nosuch.json is not here, so that the model it is for is not known." in screen
+    assert "Name the model: %glm4v serve MODEL --map nosuch.json." in screen
+    assert "demo --map nosuch.json" in run("%glm4v serve demo --map nosuch.json --print")
     on_cpu = {"model": "cpu", "lm_head": "cpu"}
     for name, expected in (("parts", on_cpu), ("made", shell.user_ns["made"])):
         words = shlex.split(run(f"%glm4v serve demo --map {name} --print"))

@@ -85,6 +85,11 @@ def serve(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
     is_held = word not in PLANNED and isinstance(names.get(word), Plan | Mapping)
     is_here = is_held or (word is not None and is_file(expanded(word)))
     given = given_map(word, names) if is_here else None  # a server elsewhere may have it
+    if arguments.model is None and not is_here and str(word).endswith(".json"):
+        raise OptionError(
+            f"--map {printable(word)} is not here, so that the model it is for is not known.",
+            f"Name the model: %glm4v serve MODEL --map {printable(word)}.",
+        )
     model = context.named_in(arguments, given)
     if is_address(model):
         raise OptionError(
