@@ -138,7 +138,7 @@ class Machine:
             )
         if is_gpu_only(operator) and not any(content(tensor).is_meta for tensor in tensors):
             raise NotImplementedError(
-                f"Virtual GPUs cannot run '{operator.name()}', which has no kernel for the CPU "
+                f"Virtual GPUs cannot run '{operator.name()}', which is not made for the CPU "
                 f"({self._where()})"
             )
         device, mismatch = check_devices(operator, args, kwargs, tensors)

@@ -404,7 +404,9 @@ class TestModes:
     def test_a_closed_or_empty_image(self, folder):
         image = Image.open(folder / "red.png")
         image.close()
-        assert "x is cut short or damaged: ValueError" in error_of(to_image, image, "x")
+        assert error_of(to_image, image, "x") == (
+            "x was closed before it was read. Give a copy that was made before: image.copy()."
+        )
         assert error_of(to_image, Image.new("RGB", (0, 5)), "x") == (
             "x is 0 x 5: it has no pixels."
         )

@@ -136,7 +136,7 @@ RETRIED = {
         before=UNFINISHED,
         fails=(False, True),
     ),
-    "--schema": Trial("--schema kind", AS_JSON, "7", before=UNFINISHED, fails=(True, False)),
+    "--schema": Trial("--schema kind", AS_JSON, r"\b7\b", before=UNFINISHED, fails=(True, False)),
 }
 
 # A preview shows the prompt itself, of a follow-up the chat before it too.

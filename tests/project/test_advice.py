@@ -216,6 +216,9 @@ OUTSIDE = {
 """Codes whose step is taken outside of this program: by pip, a shell or the driver."""
 
 SENTENCES_OF_OTHERS = {
+    "Name the model: %glm4v serve MODEL --map {}.": (
+        "notebook/test_serve_command.py::test_a_map_or_plan_in_a_variable_reaches_the_server"
+    ),
     "Take --engine own, or name {} in the line, without it.": (
         "checkpoints/test_adapters.py::test_a_server_takes_the_adapter_of_the_model_in_use"
     ),

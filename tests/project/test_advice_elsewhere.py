@@ -416,7 +416,7 @@ IN_OTHER_TESTS = {
     "Its training went astray, or its files are damaged: take an earlier step of it, or another "
     "copy.":
         "engines/test_not_finite.py::"
-        "test_a_weight_that_is_not_finite_is_named_and_concerns_every_row",
+        "test_a_weight_that_is_not_finite_is_named_and_is_told",
     "Its training went astray: take an earlier step of it.":
         "checkpoints/test_adapters.py::test_an_earlier_step_is_taken_and_an_adapter_saved_again",
     "Load it in another dtype: bfloat16 or float32.":

@@ -115,7 +115,7 @@ def test_what_would_end_the_process_is_refused() -> None:
     assert found.pop("plain") == "cuda:0"
     kernel = found.pop("kernel")
     assert kernel.startswith(
-        "Virtual GPUs cannot run 'of_cuda::kernel', which has no kernel for the CPU ("
+        "Virtual GPUs cannot run 'of_cuda::kernel', which is not made for the CPU ("
     )
     assert "\n" not in kernel
     exports = {name for name in found if "export" in name}
