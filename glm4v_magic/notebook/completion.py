@@ -60,6 +60,8 @@ _COLUMNS = {
 _OF_THE_TABLE = ("by", "evaluate")
 """Options whose value is a column of what is asked over."""
 
+_EXPORTS = (".json", ".md")
+
 _UNITS = ("vision", "embedding", "layer", "head")
 
 _CODE = (FunctionType, BuiltinFunctionType, ModuleType, type)
@@ -285,8 +287,23 @@ def _chats(current: str, context: Surroundings) -> Iterator[Match]:
 
 
 def _chats_and_files(current: str, context: Surroundings) -> Iterator[Match]:
-    yield from _chats(current, context)
-    yield from _files(current, (".json", ".md"))  # what an export may be
+    """Yield what goes before an export's file, and files that it may be."""
+    before = _plain(context)
+    if not before:
+        yield from _chats(current, context)
+    if not before or not before[0].lower().endswith(_EXPORTS):
+        yield from _files(current, _EXPORTS)
+
+
+def _imported(current: str, context: Surroundings) -> Iterator[Match]:
+    """Yield files; behind one is a name that nobody has given yet."""
+    if not _plain(context):
+        yield from _files(current, (".json",))
+
+
+def _plain(context: Surroundings) -> list[str]:
+    """Return the words behind a command that are no options."""
+    return [word for word in context.words[1:] if not word.startswith("-")]
 
 
 def _variables(current: str, context: Surroundings) -> Iterator[Match]:
@@ -541,7 +558,7 @@ _OFFERED: Mapping[str, Offer] = {
     "config": _settings,
     "export": _chats_and_files,
     "help": _commands,
-    "import": _json_files,
+    "import": _imported,
     "patch": _folders,
 }
 """Command -> completions of its arguments."""

@@ -237,7 +237,10 @@ IMAGES = ["camera image", "cats image", "cat.png image"]
         ("%glm4v retry --t", [f"--{each} option" for each in ("temperature", "thinking", *TOP)]),
         ("%glm4v continue ", ["cats chat"]),
         ("%glm4v export c", ["cats chat", "c.json file"]),  # no export is an image
+        ("%glm4v export cats ca", []),  # the chat is named already
+        ("%glm4v export foo.json c", []),
         ("%glm4v import c", ["c.json file"]),
+        ("%glm4v import foo.json c", []),
         ("%%glm4v cat.png\nWhat is ca", []),
         ("%%glm4v cat.png\nIs this {{cou", ["count variable", "counts variable"]),
         ("%%glm4v cat.png\nIs this {{count}} ca", []),
