@@ -33,8 +33,9 @@ TAKEN = (
         "TensorIterator takes one 0-dim tensor of the CPU (allow_cpu_scalars)",
         frozenset({CPU_SCALAR}),
         """
-        __radd__ __rdiv__ __rmod__ __rmul__ __rpow__ __rsub__ add addcmul atan2 copysign dist div eq
-        float_power floor_divide fmax fmin fmod ge gt heaviside hypot isclose ldexp le lerp
+        __radd__ __rdiv__ __rmod__ __rmul__ __rpow__ __rsub__ add addcmul allclose atan2 copysign
+        dist div eq float_power floor_divide fmax fmin fmod ge gt heaviside hypot isclose ldexp le
+        lerp
         logical_and logical_or logical_xor lt max maximum min minimum mul ne
         nn.functional.binary_cross_entropy_with_logits nn.functional.gaussian_nll_loss
         nn.functional.l1_loss nn.functional.margin_ranking_loss nn.functional.mse_loss
