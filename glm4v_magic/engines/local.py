@@ -421,7 +421,7 @@ class LocalEngine:
             if token is None:
                 failure = self._not_finite(row)
                 intake.drop([number])
-                self.kept.clear()  # the features of its images, or states on the way, may be NaN
+                self._drop_spoilt(row)
                 yield Failed(failure, number)
                 continue
             yield from row.take(token, now)
@@ -430,6 +430,14 @@ class LocalEngine:
                 intake.end(row)
             elif row.texts:
                 intake.choose(row)
+
+    def _drop_spoilt(self, row: Row) -> None:
+        """Drop features of images and states on the way to NaN; other rows and chats keep theirs.
+
+        What was kept before the row may have led there: it would lead the next one there, too.
+        """
+        with torch_state_kept(), _without_gradients(inference=not self._is_bare):
+            self.kept.drop_spoilt(row.prompt.keys, [each.digest for each in row.prompt.images])
 
     def _not_finite(self, row: Row) -> EngineError:
         """Return the error of a row whose next token cannot be chosen."""

@@ -77,6 +77,12 @@ class KeptPrefix:
         """What all layers keep."""
         return (tensor for layer in self.layers for tensor in layer)
 
+    def beginning(self, length: int) -> Iterator[Tensor]:
+        """What all layers keep of its first tokens; nothing of states that are those of more."""
+        if not self.is_whole:
+            return (tensor[..., :length, :] for tensor in self.tensors)
+        return self.tensors if length == len(self.keys) else iter(())
+
 
 def common_length(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:
     """Return the length of the common prefix of two sequences of keys."""
@@ -111,6 +117,12 @@ def image_digest(image: SourcedImage) -> str:
     palette = pixels.getpalette()
     digest.update(bytes(palette or ()) + repr(pixels.info.get("transparency")).encode())
     return digest.hexdigest()
+
+
+def _are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether all values are finite: their extremes are, NaN among them; no mask is made."""
+    extremes = (each for tensor in tensors if tensor.numel() for each in tensor.aminmax())
+    return all(bool(each.isfinite()) for each in extremes)
 
 
 class PrefixStore:
@@ -189,6 +201,24 @@ class PrefixStore:
         if features.nbytes <= self.budget:
             self._entries[digest] = features
             self._fit()
+
+    def drop_spoilt(self, keys: Keys, digests: Iterable[str]) -> None:
+        """Drop what is not finite of what a prompt may have left here or gone on from.
+
+        Of prefixes that only begin like the prompt, that beginning is looked at: those of other
+        chats stay, as does all that is finite.
+
+        Args:
+            keys: keys of the prompt.
+            digests: of its images.
+        """
+        for digest in digests:
+            features = self._entries.get(digest)
+            if isinstance(features, Tensor) and not _are_finite((features,)):
+                del self._entries[digest]
+        for prefix in list(self._prefixes()):
+            if not _are_finite(prefix.beginning(common_length(prefix.keys, keys))):
+                del self._entries[prefix.keys]
 
     @property
     def is_empty(self) -> bool:

@@ -168,14 +168,79 @@ def test_nothing_is_kept_of_a_prompt_that_overflowed(engine, way):
 def test_features_of_an_image_that_overflowed_are_not_kept(engine):
     image = golden.photo("image0.png")
     asked = [Request(Conversation((Message("user", "a", (image,)),)), GREEDY)]
-    tower = engine.model.model.vision
-    handle = tower.register_forward_hook(lambda _, __, output: output * float("inf"))
-    try:
+    with overflowing_tower(engine):
         assert isinstance(events(engine, asked)[0], Failed)
-    finally:
-        handle.remove()
     assert engine.cache.images == 0
     assert isinstance(events(engine, asked)[0], Finished)
+
+
+@contextlib.contextmanager
+def overflowing_tower(engine):
+    """Let the features of all images overflow that are encoded meanwhile."""
+    handle = engine.model.model.vision.register_forward_hook(
+        lambda _, __, output: output * float("inf")
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def chat(text, *images):
+    return Request(Conversation((Message("user", text, images),)), GREEDY, is_kept=True)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("beside", [[], ["a", "b"]])
+def test_what_is_kept_of_other_chats_stays(engine, beside, number):
+    one, bad = golden.photo("image0.png"), golden.photo("image1.png")
+    kept = [chat("What is this?", one), chat("what is that, and why?"), chat("What?", one)]
+    for each in kept:
+        events(engine, [each])
+    before = engine.cache
+    assert (before.prefixes, before.images) == (3, 1)
+    asked = [chat(f"What is {BAD}?", one), chat("What is this?", bad), *map(chat, beside)]
+    with overflowing(engine, number), overflowing_tower(engine):
+        found = events(engine, asked)
+    assert [row for row, each in found.items() if isinstance(each, Failed)] == [0, 1]
+    assert engine.cache.prefixes == before.prefixes + len(beside)
+    assert engine.cache.images == before.images
+    for each in kept:
+        keys = engine.prompt(engine.encode(each)).keys
+        assert engine.kept.find(keys)[1] == len(keys)
+
+
+def test_states_of_other_chats_stay(native):
+    engine = local.load(resolve(native("glm5_next")), keep=2**26)
+    engine.kept.clear()
+    long = "and more text " * 8
+    events(engine, [chat(f"What is this? {long}")])
+    before = engine.cache
+    assert before.prefixes
+    bad = chat(f"What is that? {BAD} {long}")
+    with overflowing(engine):
+        assert isinstance(events(engine, [bad])[0], Failed)
+    assert engine.cache == before
+    assert isinstance(events(engine, [bad])[0], Finished)
+    assert engine.cache.prefixes > before.prefixes
+    engine.close()
+
+
+@pytest.mark.parametrize("layer", [0, -1])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_kept_prefix_that_leads_there_is_dropped(engine, layer, number):
+    """A call that was interrupted may have left it; the next question must not fail for it."""
+    first, other = chat("What is this, please?"), chat("Why?")
+    for each in (first, other):
+        events(engine, [each])
+    keys = engine.prompt(engine.encode(first)).keys
+    prefix, length = engine.kept.find(keys)
+    with torch.inference_mode():
+        prefix.layers[layer][-1][0, :, length - 3] = number  # of its question, not of all chats
+    assert isinstance(events(engine, [first, other])[0], Failed)
+    assert engine.kept.find(keys)[0] is not prefix
+    assert isinstance(events(engine, [first])[0], Finished)
+    assert engine.cache.prefixes == 2
 
 
 @pytest.mark.parametrize("rows", [None, 1])
