@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from glm4v_magic.core.errors import CheckpointError, reason
+from glm4v_magic.core.hub_page import MAIN_BRANCHES
 from glm4v_magic.outside import is_folder
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "download",
     "fetch_adapter",
     "names_a_repository",
+    "revisions_in",
     "snapshot_in",
 ]
 
@@ -72,16 +74,22 @@ def snapshot_in(folder: Path) -> Path | None:
     """Return the files in the folder that a cache has for a repository; ``None`` for any other.
 
     Args:
-        folder: ``models--owner--name``, which holds `refs` and `snapshots`.
+        folder: ``models--owner--name``, which holds `refs` and `snapshots`; or ModelScope's
+            ``owner--name``, which holds `snapshots` by the names of their branches.
     """
-    snapshots = folder / "snapshots"
-    if not is_folder(snapshots):
-        return None
-    chosen = _plain_name(folder / "refs" / "main")
-    if chosen and is_folder(snapshots / chosen):
-        return snapshots / chosen
-    found = [path for path in snapshots.iterdir() if path.is_dir()]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    found = revisions_in(folder / "snapshots")
+    for chosen in (_plain_name(folder / "refs" / "main"), *reversed(MAIN_BRANCHES)):
+        if chosen in found:
+            return found[chosen]
+    return max(found.values(), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def revisions_in(snapshots: Path) -> dict[str, Path]:
+    """Return the folders in ``snapshots`` of a cache by their names; none if it cannot be read."""
+    try:
+        return {path.name: path for path in snapshots.iterdir() if path.is_dir()}
+    except OSError:
+        return {}
 
 
 def _plain_name(file: Path) -> str:

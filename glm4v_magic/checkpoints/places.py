@@ -15,6 +15,7 @@ from glm4v_magic.checkpoints import hub
 from glm4v_magic.checkpoints.foreign import file_refusal
 from glm4v_magic.checkpoints.names import Named, demo_named, named
 from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
+from glm4v_magic.core.hub_page import MAIN_BRANCHES
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.server_address import is_address_without_scheme, refuse_address
 from glm4v_magic.core.wording import printable
@@ -102,19 +103,31 @@ def _in_hub_cache(repositories: Sequence[str], revision: str | None) -> Iterator
 
 
 def _in_modelscope(repositories: Sequence[str], revision: str | None) -> Iterator[Path]:
-    """Yield folders in ModelScope's cache, which has no revisions."""
-    if revision is not None:
-        return
+    """Yield folders in ModelScope's cache; what its older versions keep there has no revisions."""
+    branch = None if revision in MAIN_BRANCHES else revision
     for root in _modelscope_roots():
         for repository in repositories:
             owner, _, name = repository.partition("/")
             if not owner or not name or "/" in name or ".." in repository:
                 continue
-            for folder in dict.fromkeys((name.replace(".", _DOT), name)):
-                path = root / owner / folder
-                files = (path / "config.json", path / "adapter_config.json")
-                if any(is_there(each) for each in files):
+            paths = []
+            snapshots = root / f"{owner}--{name}" / "snapshots"
+            if branch is None:
+                folders = (name.replace(".", _DOT), name)
+                paths += [root / owner / each for each in dict.fromkeys(folders)]
+                paths += _of_main(snapshots)
+            elif ".." not in Path(branch).parts:
+                paths.append(snapshots / branch.lstrip("/"))
+            for path in paths:
+                if any(is_there(path / config) for config in hub.CONFIGS):
                     yield path
+
+
+def _of_main(snapshots: Path) -> list[Path]:
+    """Return the folder of the main branch; without one, that of the only revision that is here."""
+    found = hub.revisions_in(snapshots)
+    main = [found[each] for each in reversed(MAIN_BRANCHES) if each in found]
+    return main or (list(found.values()) if len(found) == 1 else [])
 
 
 def _modelscope_roots() -> Iterator[Path]:

@@ -131,6 +131,8 @@ def _in_modelscope(repository: str) -> Iterator[Path]:
     for root in (base, base / "hub"):
         for owners in (root / "models" / owner, root / owner):
             yield from _with_code(owners / each for each in {name, name.replace(".", "___")})
+    for root in (base, base / "hub"):
+        yield from _with_code(_inside(root / "models" / f"{owner}--{name}" / "snapshots"))
 
 
 def _copies_of_repository(repository: str) -> Iterator[Path]:

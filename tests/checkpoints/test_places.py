@@ -241,6 +241,53 @@ def test_what_modelscope_has_downloaded_is_found(tmp_path, monkeypatch, given, r
         resolve(name, revision="v2")  # there are no revisions in that cache
 
 
+def by_branches(root, repository, *branches):
+    """Put revisions of a checkpoint where ModelScope does since its version 1.39."""
+    snapshots = root / "models" / repository.replace("/", "--") / "snapshots"
+    return [shutil.copytree(golden.CHECKPOINT, snapshots / each) for each in branches]
+
+
+@pytest.mark.parametrize(("given", "root"), [(None, "home/.cache/modelscope"), ("ms", "ms")])
+@pytest.mark.parametrize("branches", [["v0", "master", "main"], ["v0", "main"], ["v1.0"]])
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        ("GLM-4.6V-Flash", "ZhipuAI/GLM-4.6V-Flash"),
+        ("https://modelscope.cn/models/me/My-GLM", "me/My-GLM"),
+        ("me/My-GLM", "me/My-GLM"),
+    ],
+)
+def test_what_modelscope_has_downloaded_by_branches_is_found(
+    tmp_path, monkeypatch, given, root, branches, name, repository
+):
+    if given is not None:
+        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / given))
+    folders = by_branches(tmp_path / root, repository, *branches)
+    main = folders[min(1, len(folders) - 1)]
+    found_by_all(name, main)
+    found_by_all(str(main.parent.parent), main)
+    for asked in ("main", "master"):
+        assert resolve(name, revision=asked).folder == main
+    for branch, folder in zip(branches, folders, strict=True):
+        if branch not in ("main", "master"):
+            assert resolve(name, revision=branch).folder == folder
+            assert architecture(name, revision=branch).shape().max_context == 256
+    for asked in ("v2", "../../../x", "..", "/etc"):
+        with pytest.raises(CheckpointError, match="no checkpoint"):
+            resolve(name, revision=asked)
+
+
+def test_of_several_revisions_without_a_main_one_none_is_guessed(tmp_path):
+    root = tmp_path / "home" / ".cache" / "modelscope"
+    folder, _ = by_branches(root, "me/tuned", "v1", "v2")
+    with pytest.raises(CheckpointError, match="There is no checkpoint 'me/tuned'"):
+        resolve("me/tuned")
+    assert resolve("me/tuned", revision="v1").folder == folder
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="There is no checkpoint 'me/tuned'"):
+        resolve("me/tuned", revision="v1")
+
+
 @pytest.mark.parametrize("name", ["ZhipuAI/../../x", "../x", "a/b/c", "ZhipuAI/"])
 def test_a_name_leads_out_of_no_cache(tmp_path, name):
     root = tmp_path / "home" / ".cache" / "modelscope" / "hub"

@@ -878,8 +878,11 @@ def test_a_copy_of_other_code_is_left_alone(caches, tmp_path, capsys):
     assert (folder / "visual.py").read_bytes() == replaced(VISUAL, CHANGES)
 
 
-def test_an_id_in_the_cache_of_modelscope(caches, tmp_path):
-    folder = written(tmp_path / "modelscope/hub/ZhipuAI/glm-4v-9b")
+@pytest.mark.parametrize(
+    "place", ["hub/ZhipuAI/glm-4v-9b", "models/ZhipuAI--glm-4v-9b/snapshots/master"]
+)
+def test_an_id_in_the_cache_of_modelscope(caches, tmp_path, place):
+    folder = written(tmp_path / "modelscope" / place)
     command.patched("ZhipuAI/glm-4v-9b", dry_run=False)
     assert (folder / "visual.py").read_bytes() == replaced(VISUAL, CHANGES)
 
