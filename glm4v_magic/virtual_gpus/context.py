@@ -18,6 +18,7 @@ from torch import nn
 
 from glm4v_magic.virtual_gpus.converted import swapped_parameters
 from glm4v_magic.virtual_gpus.dlpack import exporters, inner_functions
+from glm4v_magic.virtual_gpus.exporting import exports_refused
 from glm4v_magic.virtual_gpus.facade import CudaFacade
 from glm4v_magic.virtual_gpus.first_use import forget_first_use
 from glm4v_magic.virtual_gpus.generators import VirtualGenerator
@@ -28,7 +29,6 @@ from glm4v_magic.virtual_gpus.meta_model import without_data
 from glm4v_magic.virtual_gpus.modes import (
     has_torch_function,
     operators_watched,
-    refuse_export,
     torch_function_checks,
     virtual_devices,
 )
@@ -43,7 +43,7 @@ from glm4v_magic.virtual_gpus.package import (
 )
 from glm4v_magic.virtual_gpus.parallel import collectives
 from glm4v_magic.virtual_gpus.report import CopyRecord, MemoryPeak, Problem, Report
-from glm4v_magic.virtual_gpus.saving import files_of_gpus
+from glm4v_magic.virtual_gpus.saving import files_of_gpus, queues_of_processes
 from glm4v_magic.virtual_gpus.storages import storages_on_gpus
 from glm4v_magic.virtual_gpus.streams import Ranges, VirtualEvent, VirtualStream
 
@@ -169,7 +169,7 @@ class VirtualGPUs:
             undo.enter_context(_replaced(torch.accelerator, self._facade.accelerator_functions()))
             undo.enter_context(_replaced(torch.cuda.amp.common, {_NO_AMP: lambda: False}))
             undo.enter_context(_replaced(torch, _IN_TORCH))
-            undo.enter_context(_replaced(torch.export, _EXPORTS))
+            undo.enter_context(exports_refused())
             undo.enter_context(_nothing_compiled())
             undo.enter_context(_replaced(torch.backends.cudnn, {"is_acceptable": _never}))
             undo.enter_context(_replaced(nn.functional, torch_function_checks()))
@@ -178,6 +178,7 @@ class VirtualGPUs:
                     _replaced(torch.overrides, {"has_torch_function": has_torch_function})
                 )
             undo.enter_context(files_of_gpus(machine))
+            undo.enter_context(queues_of_processes())
             undo.enter_context(_replaced(nn.Module, {"__call__": self._traced_call()}))
             undo.enter_context(_replaced(threading.Thread, {"start": self._traced_start()}))
             undo.enter_context(swapped_parameters())
@@ -359,7 +360,6 @@ def _never(tensor: torch.Tensor) -> bool:
     return False
 
 
-_EXPORTS = dict.fromkeys(("export", "draft_export"), refuse_export)
 _PROFILER = {"start": lambda: None, "stop": lambda: None}
 _IN_TORCH = {
     "compile": _compile_nothing,

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from inspect import unwrap
-from typing import Any, ClassVar, NoReturn, Protocol
+from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from glm4v_magic.virtual_gpus.exporting import refuse_export
 from glm4v_magic.virtual_gpus.generators import DefaultGenerator, check_generator
 from glm4v_magic.virtual_gpus.nested import refuse_jagged
 from glm4v_magic.virtual_gpus.old_types import device_and_dtype
@@ -26,7 +27,6 @@ from glm4v_magic.virtual_gpus.tensor import META, VirtualTensor, leaves, replace
 __all__ = [
     "has_torch_function",
     "operators_watched",
-    "refuse_export",
     "torch_function_checks",
     "virtual_devices",
 ]
@@ -385,18 +385,6 @@ def _is_virtual(tensor: torch.Tensor) -> bool:
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # of torch.func.grad
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return isinstance(tensor, VirtualTensor)
-
-
-def refuse_export(*_: Any, **__: Any) -> NoReturn:
-    """Refuse ``torch.export``, which traces what is below the modes of virtual GPUs.
-
-    Raises:
-        NotImplementedError: always.
-    """
-    raise NotImplementedError(
-        "torch.export does not see virtual GPUs: export the model on the CPU, before or after "
-        "their block."
-    )
 
 
 def _refuse_in_forward_mode(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

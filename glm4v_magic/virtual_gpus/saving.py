@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.queues import JoinableQueue, Queue
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol
 
 import torch
 
 from glm4v_magic.virtual_gpus.storages import refuse_processes
-from glm4v_magic.virtual_gpus.tensor import CPU, VirtualTensor
+from glm4v_magic.virtual_gpus.tensor import CPU, VirtualTensor, leaves
 
-__all__ = ["files_of_gpus"]
+__all__ = ["files_of_gpus", "queues_of_processes"]
 
 # PyTorch's own packages for the CPU and CUDA have 10 and 20; a lower number is asked first.
 _PRIORITY = 5
@@ -56,6 +57,33 @@ def files_of_gpus(machine: _Machine) -> Iterator[None]:
         yield
     finally:
         registry.remove(package)
+
+
+@contextmanager
+def queues_of_processes() -> Iterator[None]:
+    """Refuse a virtual tensor where it is put into a queue.
+
+    A `Queue` pickles in a thread of its own: nobody could catch the refusal there, and whoever
+    reads the queue would wait for ever.
+    """
+    originals = {kind: vars(kind)["put"] for kind in (Queue, JoinableQueue)}
+    for kind, put in originals.items():
+        kind.put = _refusing(put)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for kind, put in originals.items():
+            kind.put = put  # type: ignore[method-assign]
+
+
+def _refusing(put: Callable[..., None]) -> Callable[..., None]:
+    def checked(queue: Any, item: Any, *args: Any, **kwargs: Any) -> None:
+        held = item.parameters() if isinstance(item, torch.nn.Module) else leaves(item)
+        if any(isinstance(each, VirtualTensor) for each in held):
+            refuse_processes()
+        put(queue, item, *args, **kwargs)
+
+    return checked
 
 
 def _untyped(storage: Any) -> Any:

@@ -20,7 +20,7 @@ import json
 import torch
 from torch import nn
 from torch.autograd import forward_ad
-from torch.export import export
+from torch.export import draft_export, export
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
 double = lambda x: x * 2
@@ -65,6 +65,7 @@ with VirtualGPUs("2x1GiB"):
         "export": lambda: export(nn.Linear(4, 4).cuda(), (gpu,)),
         "export, strict": lambda: export(nn.Linear(4, 4).cuda(), (gpu,), strict=True),
         "torch.export": lambda: torch.export.export(nn.Linear(4, 4).cuda(), (gpu,)),
+        "draft_export, by its name": lambda: draft_export(nn.Linear(4, 4).cuda(), (gpu,)),
         "draft_export": lambda: torch.export.draft_export(nn.Linear(4, 4).cuda(), (gpu,)),
         "export on the CPU": lambda: export(linear, (ones,)),
     }
@@ -88,6 +89,7 @@ with VirtualGPUs("2x1GiB"):
     found["alive"] = (gpu + 1).sum().item()
 found["after"] = compiled(torch.ones(3)).tolist()
 export(linear, (ones,))
+draft_export(linear, (ones,))
 print(json.dumps(found))
 """
 FORWARD = "Virtual GPUs compute no gradients, in forward mode neither: run it on the CPU."
@@ -119,7 +121,7 @@ def test_what_would_end_the_process_is_refused() -> None:
     )
     assert "\n" not in kernel
     exports = {name for name in found if "export" in name}
-    assert len(exports) == 5
+    assert len(exports) == 6
     assert {name: found[name] for name in exports} == dict.fromkeys(exports, EXPORT)
     others = found.keys() - exports
     assert {name: found[name] for name in others} == dict.fromkeys(others, FORWARD)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import multiprocessing, nn
 from torch.multiprocessing.reductions import reduce_storage
 
 from glm4v_magic.virtual_gpus import MixedDeviceError, VirtualGPUs
@@ -283,6 +283,32 @@ def test_no_other_process_is_handed_a_virtual_gpu() -> None:
         with pytest.raises(RuntimeError, match="Cannot pickle CUDA storage"):
             reduce_storage(x.untyped_storage())
         assert pickle.loads(bytes(ForkingPickler.dumps(x.cpu()))).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda numbers: numbers,
+        lambda numbers: nn.Parameter(numbers),
+        lambda numbers: {"a": [numbers]},
+        lambda numbers: nn.Linear(2, 2).cuda(),
+    ],
+    ids=["tensor", "parameter", "within", "module"],
+)
+def test_queues_and_pipes_refuse_a_virtual_gpu_where_it_is_put(make: Any) -> None:
+    """And not in a thread of the queue, while whoever reads it waits for ever."""
+    kinds = (multiprocessing.SimpleQueue, multiprocessing.Queue, multiprocessing.JoinableQueue)
+    queues: list[Any] = [each() for each in kinds]
+    one, other = multiprocessing.Pipe()
+    with VirtualGPUs("2x1GiB", available=True):
+        given = make(numbers("cuda:1"))
+        for put, get in ((one.send, other.recv), *((each.put, each.get) for each in queues)):
+            with pytest.raises(NotImplementedError, match=r"hand another one the tensor\.cpu\(\)"):
+                put(given)
+            put(numbers("cuda:1").cpu())
+            got = get()
+            assert (got.tolist(), str(got.device)) == ([0, 1, 2, 3], "cpu")
+            assert str(got.to("cuda:1").device) == "cuda:1"
 
 
 def test_storages_without_data() -> None:
