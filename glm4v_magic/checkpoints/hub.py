@@ -18,6 +18,7 @@ __all__ = [
     "cached",
     "download",
     "fetch_adapter",
+    "is_offline",
     "names_a_repository",
     "revisions_in",
     "snapshot_in",
@@ -220,10 +221,19 @@ def _require_network(repository: str, revision: str | None) -> None:
         raise ConnectionError(reason(error)) from error
 
 
+def is_offline() -> bool:
+    """Tell whether the user has switched downloads off (``HF_HUB_OFFLINE=1``)."""
+    try:
+        from huggingface_hub import constants
+    except ModuleNotFoundError:
+        return False
+    return bool(constants.HF_HUB_OFFLINE)
+
+
 def _offline(what: str) -> tuple[str, str]:
     from huggingface_hub import constants
 
-    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+    why = "HF_HUB_OFFLINE is set" if is_offline() else "the hub cannot be reached"
     return (
         f"{what} is not, or not wholly, in the hub cache ({os.fspath(constants.HF_HUB_CACHE)}), "
         f"and {why}.",

@@ -131,8 +131,8 @@ class Facts:
         packages: packages that this package and its extras require.
         is_here: whether the model's files are on this machine, so that nothing is downloaded.
         is_alone: whether a ``config.json`` was named, which a load does not take.
-        fault: why its files cannot be loaded, and what to do; ``None`` if they can be, or are not
-            here.
+        fault: why its files cannot be loaded, and what to do; ``None`` if they can be, or will be
+            downloaded.
         found_gpus: the GPUs of this machine; empty if others are described.
         described: GPUs to judge instead; ``None`` for those of this machine.
         driver: NVIDIA's driver; ``None`` without one, or if GPUs are described.
@@ -238,23 +238,26 @@ def _beside(config: str) -> tuple[bool, None]:
 def _files(model: str, made_of: Mapping[str, Any]) -> tuple[bool, tuple[str | Remark, ...] | None]:
     """Return whether a checkpoint's files are here, and why `load` would refuse them.
 
-    A download that was cut short is not a fault: it goes on when the checkpoint is loaded.
+    What is not here, or was cut short, is downloaded as the checkpoint is loaded. It is a fault
+    only where downloads are switched off: then a load refuses it, too, and asks nobody.
     """
-    from glm4v_magic.checkpoints import resolve
+    from glm4v_magic.checkpoints import hub, resolve
     from glm4v_magic.checkpoints.files import is_cut_short
     from glm4v_magic.checkpoints.sources import find_source
 
     place = find_source(model, **made_of).place
-    if not place.folders:
+    is_offline = hub.is_offline()
+    is_whole = bool(place.folders) and not (
+        place.in_cache and any(map(is_cut_short, place.folders))
+    )
+    if not place.folders and not is_offline:
         return False, None
     try:
-        checkpoint = resolve(model, **made_of)
+        checkpoint = resolve(model, **made_of, download=is_offline)
         if place.text not in DEMOS:
             checkpoint.require_usable()
     except (CheckpointError, OptionError) as error:  # or a package that it needs is missing
-        if place.in_cache and any(map(is_cut_short, place.folders)):
-            return False, None
-        return True, error.text
+        return is_whole, error.text if is_whole or is_offline else None
     except ImportError:  # another finding tells which package is missing
         pass
     return True, None
@@ -340,11 +343,13 @@ def _downloads(cache: Path, model: str) -> Iterator[int]:
 
 
 def _hub() -> Hub | None:
+    from glm4v_magic.checkpoints.hub import is_offline
+
     try:
         from huggingface_hub import constants
     except ImportError:
         return None
-    if constants.HF_HUB_OFFLINE:
+    if is_offline():
         return Hub(constants.ENDPOINT, "HF_HUB_OFFLINE is set")
     answer: queue.SimpleQueue[str] = queue.SimpleQueue()
     # No timeout limits a name lookup, so it runs in a thread that may be left behind.

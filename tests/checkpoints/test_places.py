@@ -15,7 +15,7 @@ import golden
 import pytest
 import torch
 from huggingface_hub import constants
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.architecture import architecture
@@ -343,6 +343,55 @@ def test_doctor_says_ok_of_nothing_that_load_refuses(hub, tmp_path, where, damag
     assert verdicts["checkpoint"] == "fail"
 
 
+NOT_HERE = {
+    "a published name": ("GLM-4V-9B", {}),
+    "half a download": ("GLM-4V-9B", {"lacks": "model.safetensors"}),
+    "a revision": ("GLM-4V-9B", {"lacks": None, "revision": "v2"}),
+    "the base of an adapter": ("adapter", {}),
+    "the base that is given": ("adapter", {"base": "GLM-4V-9B"}),
+    "under an adapter": ("GLM-4V-9B", {"lora": "adapter"}),
+}
+
+
+@pytest.mark.parametrize("case", NOT_HERE)
+def test_doctor_says_ok_of_nothing_that_a_load_would_have_to_download_offline(
+    hub, tmp_path, monkeypatch, case
+):
+    name, made_of = NOT_HERE[case]
+    made_of = dict(made_of)
+    if "lacks" in made_of:
+        folder, lacking = download(hub, "zai-org/glm-4v-9b"), made_of.pop("lacks")
+        if lacking:
+            (folder / lacking).unlink()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    described = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["dense"]}
+    described["base_model_name_or_path"] = "zai-org/glm-4v-9b"
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(described))
+    weights = {f"base_model.model.dense.lora_{each}.weight": torch.ones(1, 1) for each in "AB"}
+    save_file(weights, tmp_path / "adapter" / "adapter_model.safetensors")
+
+    def judged():
+        facts = gather((), model=name, **made_of)
+        verdicts = {each.subject: each for each in diagnose(facts)}
+        return facts, verdicts.get("checkpoint")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    facts, finding = judged()
+    assert (facts.is_here, finding) == (False, None)  # a load downloads it
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    facts, finding = judged()
+    assert not facts.is_here
+    assert finding.verdict == "fail"
+    with pytest.raises(CheckpointError, match="and HF_HUB_OFFLINE is set") as caught:
+        resolve(name, download=True, **made_of)
+    assert (finding.reason, *finding.next_step) == caught.value.text
+    if case == "a published name":
+        download(hub, "zai-org/glm-4v-9b")
+        facts, finding = judged()
+        assert (facts.is_here, finding) == (True, None)
+
+
 @pytest.mark.parametrize("name", ["a" * 300, f"zai-org/{'a' * 300}"])
 def test_a_name_longer_than_any_file_has_is_not_found(name):
     with pytest.raises(CheckpointError, match=r"There is no checkpoint '"):
@@ -412,8 +461,6 @@ TRAINED = {
 
 @pytest.mark.parametrize("tool", TRAINED)
 def test_prefixes_of_training_tools_are_taken_off(tmp_path, tool):
-    from safetensors.torch import save_file
-
     folder = shutil.copytree(golden.CHECKPOINT, tmp_path / "trained")
     weights = load_file(folder / "model.safetensors")
     renamed = {TRAINED[tool](name): weight for name, weight in weights.items()}
@@ -425,8 +472,6 @@ def test_prefixes_of_training_tools_are_taken_off(tmp_path, tool):
 
 
 def test_adapters_that_are_not_merged_are_named(tmp_path):
-    from safetensors.torch import save_file
-
     folder = shutil.copytree(golden.CHECKPOINT, tmp_path / "trained")
     weights = load_file(folder / "model.safetensors")
     more = "transformer.encoder.layers.0.self_attention.dense.lora_A.default.weight"
@@ -498,8 +543,6 @@ def test_a_pickle_that_was_cut_short(tmp_path):
 
 
 def test_a_vocabulary_that_has_grown(tmp_path):
-    from safetensors.torch import save_file
-
     folder = shutil.copytree(golden.CHECKPOINT, tmp_path / "grown")
     weights = load_file(folder / "model.safetensors")
     for name in ("transformer.embedding.word_embeddings.weight", "transformer.output_layer.weight"):

@@ -292,7 +292,7 @@ TRIALS = {
     | made_of("demo")
     | {
         "--gpus": Trial("--gpus 2x16GiB", shows="cuda:0-1 .*16.00 GiB each"),
-        "--hub": Trial("--hub", shows="HF_HUB_OFFLINE is set"),
+        "--hub": Trial("--hub", "demo", "HF_HUB_OFFLINE is set"),
         "--json": Trial("--json", "--gpus 2x16GiB", r"\A\s*\["),
     },
     "config": failing("colour"),
