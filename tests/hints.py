@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -26,10 +26,16 @@ _PLACES = {
 }  # fmt: skip
 """Which argument a hint is, of what is no error of the package by its name."""
 
+Way = tuple[int | None, ...]
+"""Which part of an expression is meant, from the outside in: its n-th, or ``None`` for any."""
+
 _ERRORS = {name for name in errors.__all__ if name.endswith("Error")}
 
 _OTHERS = {"remark", "worded", "replace"}
 """Functions that return no fixed text: codes are words of front ends."""
+
+_OF_VALUES = {"format", "get", "items", "strip", "values"}
+"""Methods of texts and dicts whose results are read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +45,7 @@ class Module:
     path: Path
     tree: ast.Module
     functions: dict[str, list[ast.FunctionDef]] = field(default_factory=dict)
-    values: dict[str, list[ast.expr]] = field(default_factory=dict)
+    values: dict[str, list[tuple[ast.expr, Way]]] = field(default_factory=dict)
     imported: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
@@ -57,28 +63,28 @@ def module(path: Path) -> Module:
 
 
 @cache
-def assigned(block: ast.Module | ast.FunctionDef) -> dict[str, list[ast.expr]]:
+def assigned(block: ast.Module | ast.FunctionDef) -> dict[str, list[tuple[ast.expr, Way]]]:
     """Return what is assigned to each name, but not in functions within."""
-    found: dict[str, list[ast.expr]] = {}
+    found: dict[str, list[tuple[ast.expr, Way]]] = {}
     for node in inner_nodes(block):
         targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
-        value = getattr(node, "value", None)
-        if isinstance(value, ast.expr) and not isinstance(node, (ast.keyword, ast.FormattedValue)):
+        way: Way = () if hasattr(node, "value") else (None,)
+        value = getattr(node, "iter" if way else "value", None)
+        if isinstance(value, ast.expr):
             for target in targets:
-                for name, part in taken(target, value):
-                    found.setdefault(name, []).append(part)
+                for name, inner in named_in(target):
+                    found.setdefault(name, []).append((value, way + inner))
     return found
 
 
-def taken(target: ast.expr | None, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
-    """Yield each name of a target with what it is given."""
+def named_in(target: ast.expr | None) -> Iterator[tuple[str, Way]]:
+    """Yield each name of a target, and which part of what is assigned it is given."""
     if isinstance(target, ast.Name):
-        yield target.id, value
+        yield target.id, ()
     if isinstance(target, ast.Tuple):
-        for each in choices(value):
-            if isinstance(each, ast.Tuple) and len(each.elts) == len(target.elts):
-                for one, part in zip(target.elts, each.elts, strict=True):
-                    yield from taken(one, part)
+        for place, each in enumerate(target.elts):
+            for name, way in named_in(each):
+                yield name, (place, *way)
 
 
 @cache
@@ -109,11 +115,16 @@ def choices(node: ast.expr) -> Iterator[ast.expr]:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads expressions of a function of a module."""
+    """Reads expressions of a function of a module.
+
+    Attributes:
+        way: the part of an expression that is read; by default all of it.
+    """
 
     module: Module
     function: ast.FunctionDef | None
     seen: frozenset[tuple[str, str]] = frozenset()
+    way: Way = ()
 
     def texts(self, node: ast.expr | None) -> set[str]:
         """Return the texts that an expression may be."""
@@ -124,6 +135,8 @@ class Reader:
 
     def _texts(self, node: ast.expr) -> set[str]:
         match node:
+            case ast.Constant() | ast.JoinedStr() | ast.BinOp() if self.way:
+                return set()
             case ast.Constant(value=str(text)):
                 return {text}
             case ast.JoinedStr(values=parts):
@@ -139,16 +152,27 @@ class Reader:
 
     def _in_parts(self, node: ast.expr) -> set[str]:
         """Return the texts of an expression that holds others, or is an attribute of a module."""
+        inner = replace(self, way=self.way[1:])
         match node:
-            case ast.Tuple(elts=parts) | ast.List(elts=parts) | ast.Dict(values=parts):
-                return set().union(*map(self.texts, parts))
-            case ast.Starred(value=part) | ast.Subscript(value=part):
+            case ast.Tuple(elts=parts) | ast.List(elts=parts):
+                if self.way and self.way[0] is not None:
+                    return inner.texts(next(iter(parts[self.way[0] :]), None))
+                return set().union(
+                    *((self if isinstance(p, ast.Starred) else inner).texts(p) for p in parts)
+                )
+            case ast.Dict(values=parts):
+                return set().union(*map(inner.texts, parts))
+            case ast.Starred(value=part) | ast.Subscript(value=part, slice=ast.Slice()):
                 return self.texts(part)
+            case ast.Subscript(value=part, slice=ast.Constant(value=int(place))):
+                return replace(self, way=(place, *self.way)).texts(part)
+            case ast.Subscript(value=part):
+                return replace(self, way=(None, *self.way)).texts(part)
             case ast.GeneratorExp(elt=part) | ast.ListComp(elt=part):
-                return self.texts(part)
+                return inner.texts(part)
             case ast.Attribute(attr=name, value=ast.Name(id=owner)):
                 place = self.module.imported.get(owner)
-                return set() if place is None else _in_module(place, name, self.seen)
+                return set() if place is None else _in_module(place, name, self)
         return set()
 
     def _joined(self, parts: list[ast.expr]) -> set[str]:
@@ -170,21 +194,24 @@ class Reader:
         key = (str(self.module.path), f"{getattr(self.function, 'name', '')}.{name}")
         if key in self.seen:
             return set()
-        inner = Reader(self.module, self.function, self.seen | {key})
+        inner = replace(self, seen=self.seen | {key})
         if self.function is not None:
             local = assigned(self.function).get(name, [])
             parameters = [each.arg for each in _parameters(self.function)]
-            found = set().union(*map(inner.texts, local))
+            found = inner.assigned(local)
             if name in parameters:
                 found |= inner.given_by_callers(self.function, name, parameters.index(name))
             if local or name in parameters:
                 return found
         if name in self.module.values:
-            above = Reader(self.module, None, inner.seen)
-            return set().union(*map(above.texts, self.module.values[name]))
+            return replace(inner, function=None).assigned(self.module.values[name])
         if name in self.module.imported:
-            return _in_module(self.module.imported[name], "", inner.seen)
+            return _in_module(self.module.imported[name], "", inner)
         return set()
+
+    def assigned(self, values: list[tuple[ast.expr, Way]]) -> set[str]:
+        """Return the texts of what was assigned to a name."""
+        return set().union(*(replace(self, way=way + self.way).texts(each) for each, way in values))
 
     def given_by_callers(self, function: ast.FunctionDef, name: str, place: int) -> set[str]:
         """Return the texts that callers in this module give for a parameter."""
@@ -198,7 +225,7 @@ class Reader:
             at = place - is_method
             given += call.args[at : at + 1] if at >= 0 else []
             for each in given:
-                found |= Reader(self.module, caller, self.seen).texts(each)
+                found |= replace(self, function=caller).texts(each)
         return found
 
     def _called(self, call: ast.Call) -> set[str]:
@@ -207,38 +234,44 @@ class Reader:
             return {"Did you mean {}?"}
         if name in _OTHERS:
             return set()
-        if isinstance(call.func, ast.Attribute) and name in ("strip", "get", "format"):
-            default = call.args[-1] if name == "get" else None
-            return self.texts(call.func.value) | self.texts(default)
         if name in ("join", "tuple"):
             return self.texts(call.args[-1])
+        if isinstance(call.func, ast.Attribute) and name in _OF_VALUES:
+            return self._of_value(name, call.func.value, call.args)
         key = (str(self.module.path), f"{name}()")
         if key in self.seen:
             return set()
+        inner = replace(self, seen=self.seen | {key})
         if name in self.module.functions:
-            return set().union(
-                *(
-                    Reader(self.module, each, self.seen | {key}).returned()
-                    for each in self.module.functions[name]
-                )
-            )
+            functions = self.module.functions[name]
+            return set().union(*(replace(inner, function=each).returned() for each in functions))
         if name in self.module.imported:
-            return _in_module(self.module.imported[name], "", self.seen | {key})
+            return _in_module(self.module.imported[name], "", inner)
         return set()
+
+    def _of_value(self, name: str, value: ast.expr, arguments: list[ast.expr]) -> set[str]:
+        """Return the texts that a method of a text or a dict gives."""
+        if name == "get":
+            entries = replace(self, way=(None, *self.way)).texts(value)
+            return entries | self.texts(next(iter(arguments[1:]), None))
+        if name == "items":
+            is_key = self.way[1:2] == (0,)
+            return set() if is_key else replace(self, way=(None, *self.way[2:])).texts(value)
+        return self.texts(value)
 
     def returned(self) -> set[str]:
         """Return the texts that the function returns or yields."""
         assert self.function is not None
         found: set[str] = set()
         for node in inner_nodes(self.function):
-            if isinstance(node, (ast.Return, ast.Yield)):
+            if isinstance(node, ast.Return):
                 found |= self.texts(node.value)
+            if isinstance(node, ast.Yield):
+                found |= replace(self, way=self.way[1:]).texts(node.value)
         return found
 
 
-def _in_module(
-    place: tuple[str, str], attribute: str, seen: frozenset[tuple[str, str]]
-) -> set[str]:
+def _in_module(place: tuple[str, str], attribute: str, reader: Reader) -> set[str]:
     name, inner = place
     base = PACKAGE.joinpath(*name.split(".")[1:])
     if attribute:  # of a module that was imported by name
@@ -246,12 +279,11 @@ def _in_module(
     path = base.with_suffix(".py") if base.with_suffix(".py").exists() else base / "__init__.py"
     if not path.exists():
         return set()
-    found = module(path)
-    if inner in found.functions:
-        return set().union(
-            *(Reader(found, each, seen).returned() for each in found.functions[inner])
-        )
-    return Reader(found, None, seen).named(inner)
+    above = replace(reader, module=module(path), function=None)
+    if inner in above.module.functions:
+        functions = above.module.functions[inner]
+        return set().union(*(replace(above, function=each).returned() for each in functions))
+    return above.named(inner)
 
 
 def _parameters(function: ast.FunctionDef) -> list[ast.arg]:
@@ -283,24 +315,27 @@ def hints(rooms: tuple[str, ...] = ("",)) -> tuple[tuple[str, str], ...]:
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             known = module(file)
             for function, call in _calls(known):
-                for node in _places(call):
+                for node, way in _places(call):
                     where = f"{file.relative_to(PACKAGE)}:{call.lineno}"
                     found += [
                         (where, text)
-                        for text in sorted(Reader(known, function).texts(node))
+                        for text in sorted(Reader(known, function, way=way).texts(node))
                         if re.search(r"[^\W\d_]{2}", text.replace(OPEN, ""))
                     ]
     return tuple(found)
 
 
-def _places(call: ast.Call) -> Iterator[ast.expr]:
-    """Yield the expressions that are hints in a call."""
+def _places(call: ast.Call) -> Iterator[tuple[ast.expr, Way]]:
+    """Yield the expressions that are hints in a call; of what is spread, which part is one."""
     name = getattr(call.func, "id", "") or getattr(call.func, "attr", "")
-    place = _PLACES.get(name, 1 if name in _ERRORS else None)
-    if place is not None:
-        yield from call.args[place : place + 1]
-    if name == "advise":
-        yield from call.args[:1]
+    place = _PLACES.get(name, 1 if name in _ERRORS else 0 if name == "advise" else None)
+    for at, given in enumerate(call.args if place is not None else ()):
+        if isinstance(given, ast.Starred):
+            yield given.value, (place - at,)
+            break
+        if at == place:
+            yield given, ()
+            break
     for each in call.keywords:
         if each.arg in ("hint", "next_step"):
-            yield each.value
+            yield each.value, ()

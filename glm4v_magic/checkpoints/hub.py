@@ -237,5 +237,6 @@ def _offline(what: str) -> tuple[str, str]:
     return (
         f"{what} is not, or not wholly, in the hub cache ({os.fspath(constants.HF_HUB_CACHE)}), "
         f"and {why}.",
-        "Download it where there is a network and give its folder, or point HF_HOME to the cache.",
+        "Download it where there is a network and give its folder, or start Python with HF_HOME "
+        "set to the folder that its cache (hub) is in.",
     )

@@ -6,7 +6,11 @@ The hub is a server in this process that speaks as much of its interface as a do
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,6 +37,10 @@ class Hub(BaseHTTPRequestHandler):
     asked: list[str] = []  # noqa: RUF012  one list for all requests
     revisions = ("main", COMMIT)
     repository = REPOSITORY
+    token = ""
+    """What a request must come with; empty for none."""
+    unknown = "RepoNotFound"
+    """What a request without it is told."""
 
     def do_HEAD(self) -> None:
         self.answer(with_body=False)
@@ -43,6 +51,11 @@ class Hub(BaseHTTPRequestHandler):
     def answer(self, *, with_body: bool) -> None:
         path = self.path.partition("?")[0]
         self.asked.append(path)
+        if "whoami" in path:
+            user = {"type": "user", "name": "me", "auth": {"accessToken": {"role": "read"}}}
+            return self.send(200, json.dumps(user).encode(), {"Content-Type": "application/json"})
+        if self.token and self.headers.get("Authorization") != f"Bearer {self.token}":
+            return self.send(403, b"", {"X-Error-Code": self.unknown})
         if "gated/" in path:
             return self.send(403, b"", {"X-Error-Code": "GatedRepo"})
         if self.repository not in path:
@@ -196,6 +209,62 @@ def test_what_the_hub_does_not_give(server, name, revision, said):
     with pytest.raises(CheckpointError, match=said) as caught:
         resolve(name, revision=revision, download=True)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("unknown", "said"),
+    [
+        ("GatedRepo", r"Accept them on its page and log in with: hf auth login\."),
+        ("RepoNotFound", r"Check the spelling; a private repository needs a login\."),
+    ],
+)
+def test_who_has_logged_in_is_given_what_is_not_for_all(
+    server, tmp_path, monkeypatch, unknown, said
+):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    server.token, server.unknown = "hf_right", unknown
+    with pytest.raises(CheckpointError, match=said):
+        resolve(REPOSITORY, download=True)
+    program = Path(sys.executable).with_name("hf")
+    subprocess.run(
+        [program, "auth", "login", "--token", server.token],
+        env={**os.environ, "HF_ENDPOINT": constants.ENDPOINT},
+        check=True,
+        capture_output=True,
+    )
+    assert resolve(REPOSITORY, download=True).tensors
+
+
+def test_a_name_is_spelt_right(server):
+    with pytest.raises(CheckpointError, match="Check the spelling"):
+        resolve("someone/tiny-glm-4w", download=True)
+    assert resolve("someone/tiny-glm-4v", download=True).tensors
+
+
+def test_without_a_network_the_folder_is_given_or_the_cache_of_another_machine(
+    server, tmp_path, monkeypatch
+):
+    said = (
+        "Download it where there is a network and give its folder, or start Python with HF_HOME "
+        "set to the folder that its cache (hub) is in."
+    )
+    there = tmp_path / "there"
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(constants, "HF_HUB_CACHE", str(there / "hub"))
+        folder = resolve(REPOSITORY, download=True).folder
+    point_to(monkeypatch, "http://127.0.0.1:9")
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        resolve(REPOSITORY, download=True)
+    assert resolve(folder).tensors
+    line = f"from glm4v_magic.checkpoints import resolve; print(resolve({REPOSITORY!r}).folder)"
+    surroundings = {**os.environ, "HF_HOME": str(there), "HF_ENDPOINT": constants.ENDPOINT}
+    surroundings.pop("HF_HUB_CACHE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", line], env=surroundings, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == str(folder)
 
 
 def test_without_a_network():

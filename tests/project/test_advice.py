@@ -22,6 +22,7 @@ from typing import Any
 import golden
 import pytest
 import torch
+from advice import TAKEN, takes
 from hints import hints
 from PIL import Image
 from transformers.utils import import_utils
@@ -68,20 +69,6 @@ TESTS = Path(__file__).parents[1]
 GIB = 2**30
 TINY = str(golden.CHECKPOINT)
 NINE_B = architecture("GLM-4V-9B")
-TAKEN: set[str] = set()
-"""Codes and sentences whose advice a test of this module takes."""
-
-
-def takes(*advice: str) -> Callable[[Any], Any]:
-    """Mark a test as one that takes this advice."""
-
-    def mark(test: Any) -> Any:
-        assert test.__name__.startswith("test_")
-        TAKEN.update(advice)
-        return test
-
-    return mark
-
 
 ELSEWHERE = {
     "all_rows_interrupted": (
@@ -830,6 +817,16 @@ def test_plans_and_indexes_that_are_put_right():
     assert set(decide(demo, PlacementOptions(), gpus, devices).device_map.values()) == {0}
 
 
+@takes("{} holds {}.")
+def test_the_modules_that_are_there_are_named():
+    demo, gpus = architecture("demo"), parse_gpus("2x8GiB")
+    with pytest.raises(DeviceMapError, match="The model holds ") as caught:
+        decide(demo, PlacementOptions(), gpus, {"qqq": 0})
+    names = caught.value.hint.removeprefix("The model holds ").rstrip(".").split(", ")
+    given = dict.fromkeys(names, 0)
+    assert decide(demo, PlacementOptions(), gpus, given).device_map == given
+
+
 @takes("Leave it out.", "Give a larger one.")
 def test_images_get_a_size_that_suits_the_model():
     gpus = parse_gpus("4x24GiB")
@@ -1087,8 +1084,6 @@ def test_a_test_that_is_not_there_or_about_something_else_takes_nothing():
     assert not is_taken_in("Describe fewer GPUs (--gpus).", f"{here}test_less_is_kept")
 
 
-def test_what_is_taken_here_is_said():
-    """That all that is said is taken is seen in `test_advice_elsewhere`."""
-    said = {text for _, text in hints()}
-    assert {text for text in TAKEN if " " in text} <= said, "nobody says it any more"
-    assert SENTENCES_OF_OTHERS.keys() <= said
+def test_what_others_take_is_said():
+    """That all that is said is taken, and the reverse, is seen in `test_advice_elsewhere`."""
+    assert SENTENCES_OF_OTHERS.keys() <= {text for _, text in hints()}

@@ -11,7 +11,6 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -23,6 +22,7 @@ import numpy as np
 import pytest
 import tiny_native
 import torch
+from advice import refused, takes
 from clips import write_clip
 from image_server import Server
 from PIL import Image
@@ -37,7 +37,7 @@ import glm4v_magic
 from glm4v_magic.calls.forms import check_schema
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.core.errors import BusyError, Glm4vError
+from glm4v_magic.core.errors import BusyError
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.image import Limits
 from glm4v_magic.core.options import OPTIONS
@@ -53,28 +53,8 @@ from glm4v_magic.server import worker
 from glm4v_magic.session.session import Session
 from glm4v_magic.virtual_gpus import VirtualGPUs, alone
 
-TAKEN: set[str] = set()
 GREEDY = {"temperature": 0, "max_tokens": 4}
 SQUARE = np.zeros((56, 56, 3), np.uint8)
-
-
-def takes(*advice: str) -> Callable[[Any], Any]:
-    """Mark a test as one that takes this advice."""
-
-    def mark(test: Any) -> Any:
-        TAKEN.update(advice)
-        return test
-
-    return mark
-
-
-def refused(advice: str, act: Callable[[], Any]) -> str:
-    """Return the message of an act, in which the advice is."""
-    with pytest.raises(Glm4vError) as caught:
-        act()
-    said = str(caught.value)
-    assert all(part in said for part in advice.split("{}")), said
-    return said
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from advice import refused, takes
 from clips import write_clip
 from huggingface_hub import constants
 from image_server import Server
@@ -49,28 +50,6 @@ from glm4v_magic.virtual_gpus import VirtualGPUs
 
 GREEDY = {"temperature": 0, "max_tokens": 2}
 SQUARE = np.zeros((56, 56, 3), np.uint8)
-
-
-TAKEN: set[str] = set()
-
-
-def takes(*advice: str) -> Callable[[Any], Any]:
-    """Mark a test as one that takes this advice."""
-
-    def mark(test: Any) -> Any:
-        TAKEN.update(advice)
-        return test
-
-    return mark
-
-
-def refused(advice: str, act: Callable[[], Any]) -> str:
-    """Return the message of an act, in which the advice is."""
-    with pytest.raises(Glm4vError) as caught:
-        act()
-    said = str(caught.value)
-    assert advice in said, said
-    return said
 
 
 @pytest.fixture(scope="module")
