@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from glm4v_magic.core.errors import OptionError
@@ -18,6 +18,7 @@ __all__ = [
     "number_in",
     "pins_of",
     "size_in",
+    "sizes_by_device",
     "sizes_of",
     "sizes_text",
 ]
@@ -79,13 +80,30 @@ def sizes_of(value: object) -> object:
             numbers are bytes.
 
     Raises:
-        OptionError: if a key of a dict is neither a GPU nor ``cpu``, or its value is not a size.
+        OptionError: if a key of a dict is neither a GPU nor ``cpu``, or its value is not a size;
+            or if two keys are the same device.
     """
     if isinstance(value, Mapping):
-        return tuple((_device(key), _of_dict(key, size)) for key, size in value.items())
+        return sizes_by_device(value.items())
     if isinstance(value, list | tuple):
         return tuple(_size(each) for each in value)
     return _size(value)
+
+
+def sizes_by_device(pairs: Iterable[tuple[object, object]]) -> tuple[tuple[int | str, Any], ...]:
+    """Return the pairs of accelerate's dict as those of `sizes_of`, which raises the same."""
+    found: dict[int | str, Any] = {}
+    for key, size in pairs:
+        device = _device(key)
+        if device in found:
+            named = device if device == "cpu" else f"GPU {device}"
+            raise OptionError(
+                f"max_memory names a device twice: {named}.",
+                "Give each device one size.",
+                option="max_memory",
+            )
+        found[device] = _of_dict(key, size)
+    return tuple(found.items())
 
 
 def sizes_text(sizes: float | tuple[Any, ...]) -> str:

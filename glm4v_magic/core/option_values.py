@@ -12,7 +12,14 @@ from typing import Any
 
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.option import has_type
-from glm4v_magic.core.option_forms import integer_in, number_in, pins_of, size_in, sizes_of
+from glm4v_magic.core.option_forms import (
+    integer_in,
+    number_in,
+    pins_of,
+    size_in,
+    sizes_by_device,
+    sizes_of,
+)
 from glm4v_magic.core.wording import narrowed, split_at_commas
 
 __all__ = [
@@ -101,7 +108,8 @@ def is_sizes(value: object) -> bool:
     """Return whether a value is a size in GiB, one for each GPU, or sizes by device."""
     sizes: Sequence[Any] = value if isinstance(value, list | tuple) else (value,)
     if sizes and all(isinstance(each, tuple) and len(each) == 2 for each in sizes):
-        return all(has_type(size, "float") and size >= 0 for _, size in sizes)
+        is_twice = len({str(device) for device, _ in sizes}) < len(sizes)
+        return not is_twice and all(has_type(size, "float") and size >= 0 for _, size in sizes)
     return bool(sizes) and all(has_type(size, "float") and size > 0 for size in sizes)
 
 
@@ -110,9 +118,7 @@ def read_sizes(text: str) -> object:
     parts = [part.strip() for part in narrowed(text).split(",")]
     if all("=" in part for part in parts):
         named = [part.partition("=") for part in parts]
-        if len({device for device, _, _ in named}) < len(named):
-            raise OptionError(f"{text!r} names a device twice")
-        return sizes_of({device.strip(): size.strip() for device, _, size in named})
+        return sizes_by_device((device.strip(), size.strip()) for device, _, size in named)
     try:
         sizes = [number_in(part) if size_in(part) is None else sizes_of(part) for part in parts]
     except ValueError:

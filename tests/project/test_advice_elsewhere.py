@@ -168,6 +168,9 @@ SCENES |= {
         lambda: limits(max_memory={0: 10}), lambda: limits(max_memory={0: "10GiB"})),
     "Pin each unit to one GPU.": (
         lambda: limits(pin=[("vision", 0), ("vision", 1)]), lambda: limits(pin={"vision": 0})),
+    "Give each device one size.": (
+        lambda: limits(max_memory={0: "9GiB", "cuda:0": "8GiB"}),
+        lambda: limits(max_memory={0: "9GiB", "cuda:1": "8GiB"})),
     "Use cpu.": (
         lambda: limits(max_memory={"disk": "1GiB"}), lambda: limits(max_memory={"cpu": "1GiB"})),
     'Name GPUs by number, and "cpu": {0: "10GiB", "cpu": "30GiB"}.': (

@@ -237,6 +237,10 @@ def test_host_memory_of_accelerates_dict_is_a_limit():
     [
         ({"max_memory": {0: 10}}, 'Write "10GiB"'),
         ({"max_memory": {5: "1GiB"}}, "names GPU 5, which is not there"),
+        ({"max_memory": {0: "9GiB", "0": "8GiB"}}, r"names a device twice: GPU 0\. Give each"),
+        ({"max_memory": {torch.device("cuda:1"): 2**31, 1: 2**30}}, "names a device twice: GPU 1"),
+        ({"max_memory": {"cpu": "9GiB", torch.device("cpu"): "8GiB"}}, "device twice: cpu"),
+        ({"max_memory": ((0, 9.0), (0, 8.0))}, r"max_memory is \(\(0, 9.0\), \(0, 8.0\)\), but"),
         ({"max_memory": {"disk": "1GiB"}}, "disk, which is not supported"),
         ({"max_memory": {0: "nan"}}, "'nan' for 0, which is not a size"),
         ({"max_memory": {"cpu": "1KiB"}}, "'1KiB' for 'cpu', which is less than any model needs"),
