@@ -21,6 +21,7 @@ from glm4v_magic.checkpoints.files import (
     read_json,
     read_tensors_of,
 )
+from glm4v_magic.checkpoints.hub import ADAPTER_WEIGHTS
 from glm4v_magic.checkpoints.quantized import FULL
 from glm4v_magic.checkpoints.trained_names import (
     OF_VOCABULARY,
@@ -45,7 +46,6 @@ __all__ = [
 ]
 
 ADAPTER_CONFIG = "adapter_config.json"
-_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _KINDS = ("LORA", "LOHA", "LOKR", "IA3")
 """Kinds that can be merged into the weights of a single module, as peft calls them."""
 
@@ -413,10 +413,10 @@ def _require_numbers(tensors: Mapping[str, TensorInfo], folder: Path) -> None:
 
 
 def _tensors(folder: Path) -> dict[str, TensorInfo]:
-    for name in _FILES:
+    for name in ADAPTER_WEIGHTS:
         if (folder / name).is_file():
             return read_tensors_of(folder / name)
     raise CheckpointError(
-        f"{folder} holds an {ADAPTER_CONFIG}, but no {_FILES[0]}.",
+        f"{folder} holds an {ADAPTER_CONFIG}, but no {ADAPTER_WEIGHTS[0]}.",
         "It comes with the adapter; copy or download it again.",
     )

@@ -69,6 +69,9 @@ DTYPES = {
 }
 """Dtype as safetensors writes it -> torch's name for it, and bytes per value."""
 
+_BESIDE_WEIGHTS = (("tokenizer.model",), ("tokenizer.json", "preprocessor_config.json"))
+"""What comes with the weights of GLM-4V-9B, and with those of newer models."""
+
 _DAMAGED = "The file is damaged; download it again."
 _AT_ONCE = 2**16  # bytes
 
@@ -136,11 +139,20 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if the file is missing, unreadable or not a JSON object.
     """
+    _refuse_broken_link(path)
     refuse_pointer(path)
     # "config.json" alone, of the current folder, would not tell where it was looked for.
     what = str(path if path.parent.name else path.absolute())
     text = text_of(path, what, CheckpointError, "Is this the folder of a checkpoint?")
     return json_object(text, what, CheckpointError, _DAMAGED)
+
+
+def _refuse_broken_link(path: Path) -> None:
+    """Raise CheckpointError if a file is a link that leads nowhere, as in a pruned cache."""
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError(
+            f"{path} is a link to a file that is not there.", "Download it again."
+        )
 
 
 def require_file(path: Path) -> None:
@@ -226,9 +238,9 @@ def read_tensors_of(file: Path) -> dict[str, TensorInfo]:
     Raises:
         CheckpointError: as `read_tensor_infos`.
     """
+    _refuse_broken_link(file)
     if not file.is_file():
-        what = "a link to a file that is not there" if file.is_symlink() else "no file"
-        raise CheckpointError(f"{file} is {what}.", "Download it again.")
+        raise CheckpointError(f"{file} is no file.", "Download it again.")
     refuse_pointer(file)
     if file.suffix == ".safetensors":
         return _read_header(file)
@@ -270,7 +282,17 @@ def holds_weights(folder: Path) -> bool:
 
 
 def is_cut_short(folder: Path) -> bool:
-    """Tell whether a folder lacks shards that its index names, or has no weights at all."""
+    """Tell whether a folder lacks what a download brings: shards that its index names, all weights.
+
+    A tokenizer, or what newer models have beside theirs, may be lacking in the repository, too. It
+    is to come if its link leads nowhere, or a download into the hub's cache was stopped.
+    """
+    beside = [[folder / each for each in files] for files in _BESIDE_WEIGHTS]
+    if any(each.is_symlink() and not each.exists() for files in beside for each in files):
+        return True
+    is_stopped = any((folder.parent.parent / "blobs").glob("*.incomplete"))
+    if is_stopped and not any(all(each.is_file() for each in files) for files in beside):
+        return True
     for index, single in ((INDEX, SINGLE), (_PICKLED_INDEX, _PICKLED)):
         if (folder / index).exists():
             try:

@@ -13,6 +13,7 @@ from glm4v_magic.core.hub_page import MAIN_BRANCHES
 from glm4v_magic.outside import is_folder
 
 __all__ = [
+    "ADAPTER_WEIGHTS",
     "CONFIGS",
     "NEEDED_FILES",
     "cached",
@@ -26,6 +27,9 @@ __all__ = [
 
 CONFIGS = ("config.json", "adapter_config.json")
 """What a folder with a checkpoint, or with an adapter of one, has in any case."""
+
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""Files in which peft saves the weights of an adapter."""
 
 NEEDED_FILES = ("*.json", "*.safetensors", "tokenizer.model", "chat_template.jinja")
 """Patterns of files to download: no remote code, no weights in other formats."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glm4v_magic.checkpoints.foreign import refuse_foreign_folder
-from glm4v_magic.checkpoints.hub import CONFIGS
+from glm4v_magic.checkpoints.hub import ADAPTER_WEIGHTS, CONFIGS
 from glm4v_magic.checkpoints.names import named, named_in_path
 from glm4v_magic.checkpoints.places import Place, find_place, not_found
 from glm4v_magic.core.errors import CheckpointError, OptionError
@@ -228,8 +228,15 @@ def _repository(text: str, revision: str | None = None) -> tuple[str, str | None
 def _require_config(folder: Path) -> None:
     """Raise CheckpointError if a folder has no config, but weights of other programs, or folders.
 
-    Trainers leave one for each of their steps.
+    Trainers leave one for each of their steps. Nor may the configuration of an adapter be missing.
     """
+    if not any(is_file(folder / name) for name in CONFIGS):
+        for weights in ADAPTER_WEIGHTS:
+            if is_file(folder / weights):
+                raise CheckpointError(
+                    f"{folder} holds the weights of an adapter, {weights}, but no {CONFIGS[1]}.",
+                    "Give the folder that peft has saved the adapter in.",
+                )
     if any((folder / name).exists() for name in CONFIGS):
         return
     inner = sorted(

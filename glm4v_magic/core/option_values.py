@@ -109,7 +109,12 @@ def is_sizes(value: object) -> bool:
     sizes: Sequence[Any] = value if isinstance(value, list | tuple) else (value,)
     if sizes and all(isinstance(each, tuple) and len(each) == 2 for each in sizes):
         is_twice = len({str(device) for device, _ in sizes}) < len(sizes)
-        return not is_twice and all(has_type(size, "float") and size >= 0 for _, size in sizes)
+        return not is_twice and all(
+            (device == "cpu" or (has_type(device, "int") and device >= 0))
+            and has_type(size, "float")
+            and size >= 0
+            for device, size in sizes
+        )
     return bool(sizes) and all(has_type(size, "float") and size > 0 for size in sizes)
 
 

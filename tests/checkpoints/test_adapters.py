@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -800,6 +801,30 @@ def test_the_folder_of_an_adapter_is_given(adapter):
     with pytest.raises(CheckpointError, match=re.escape(said)):
         resolve(golden.CHECKPOINT, lora=golden.SHARDED)
     resolve(golden.CHECKPOINT, lora=adapter).require_usable()
+
+
+@pytest.mark.parametrize("instead", ["nothing", "a link to nothing", "a folder", "a pipe"])
+def test_an_adapter_without_its_configuration_is_named_as_one(adapter, instead):
+    file = adapter / "adapter_config.json"
+    config = file.read_bytes()
+    file.unlink()
+    if instead == "a link to nothing":
+        file.symlink_to("gone.json")
+    elif instead == "a folder":
+        file.mkdir()
+    elif instead == "a pipe":
+        os.mkfifo(file)
+    said = (
+        f"{adapter} holds the weights of an adapter, adapter_model.safetensors, but no "
+        "adapter_config.json. Give the folder that peft has saved the adapter in."
+    )
+    for look in (resolve, architecture, lambda folder: gather((), model=str(folder))):
+        with pytest.raises(CheckpointError) as caught:
+            look(adapter)
+        assert str(caught.value) == said
+    shutil.copytree(adapter, saved := adapter.parent / "saved", ignore=lambda *_: [file.name])
+    (saved / file.name).write_bytes(config)
+    assert resolve(saved).tensors
 
 
 def test_weights_that_are_not_merged_are_saved_apart_or_merged(native, tmp_path):

@@ -85,6 +85,11 @@ def linked_to_nothing(folder: Path) -> None:
     (folder / SINGLE).symlink_to("nowhere")
 
 
+def config_linked_to_nothing(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("nowhere")
+
+
 def without_an_index(folder: Path) -> None:
     gone(INDEX, SHARD)(folder)
 
@@ -139,6 +144,8 @@ DAMAGED: list[tuple[str, str, Callable[[Path], None], Callable[[Path], Any]]] = 
     ("The file is damaged; download it again.", ONE, skipped_rank, look),
     ("The file is damaged; download it again.", ONE, written("config.json", "{"), look),
     ("Is this the folder of a checkpoint?", ONE, gone("config.json"), architecture),
+    ("config.json is a link to a file that is not there. Download it again.", ONE,
+     config_linked_to_nothing, architecture),
     ("Download the safetensors files of the checkpoint.", ONE, gone(SINGLE), look),
     ("It is damaged; download or save it again.", ONE, as_pickle, look),
     ("Is it a file of a trainer's own state?", ONE, optimizer, look),

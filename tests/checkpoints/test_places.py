@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
+import glm4v_magic.checkpoints
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.files import is_cut_short
@@ -341,6 +342,39 @@ def test_doctor_says_ok_of_nothing_that_load_refuses(hub, tmp_path, where, damag
     assert facts.fault is not None
     verdicts = {each.subject: each.verdict for each in diagnose(facts)}
     assert verdicts["checkpoint"] == "fail"
+
+
+@pytest.mark.parametrize("left", ["a broken link", "a stopped download", "nothing"])
+@pytest.mark.parametrize("file", ["tokenizer.json", "preprocessor_config.json"])
+def test_a_download_that_was_cut_before_the_tokenizer_goes_on(hub, monkeypatch, left, file):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    source = Path(glm4v_magic.checkpoints.__file__).parent / "demo-4.6v"
+    folder = download(hub, "me/tuned", source)
+    (folder / file).unlink()
+    if left == "a broken link":
+        (folder / file).symlink_to("../../blobs/gone")
+    elif left == "a stopped download":
+        blobs = hub / "models--me--tuned" / "blobs"
+        blobs.mkdir()
+        (blobs / "abc.incomplete").touch()
+    asked = []
+
+    def goes_on(repository, revision):
+        asked.append(repository)
+        (folder / file).unlink(missing_ok=True)
+        shutil.copy(source / file, folder / file)
+        return folder
+
+    facts = gather((), model="me/tuned")
+    verdicts = {each.subject: each.verdict for each in diagnose(facts)}
+    if left == "nothing":  # the repository may have none, and a load would find no other
+        assert verdicts["checkpoint"] == "fail"
+        return
+    assert (facts.is_here, facts.fault, verdicts.get("checkpoint")) == (False, None, None)
+    monkeypatch.setattr("glm4v_magic.checkpoints.hub.download", goes_on)
+    monkeypatch.setattr("glm4v_magic.checkpoints.hub.download_config", lambda *_: folder)
+    resolve("me/tuned", download=True).require_usable()
+    assert asked == ["me/tuned"]
 
 
 NOT_HERE = {

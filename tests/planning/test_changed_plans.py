@@ -183,3 +183,14 @@ def test_a_plan_of_another_model_is_still_one():
     found = refusal("GLM-4V-9B", PLANS[NAMES[1]] | {"model": "\x1b[2J\n" + 1000 * "x"})
     assert found.count("x") < 100
     assert "\x1b" not in found
+
+
+@pytest.mark.parametrize(
+    "sizes", [[["a\nb", 1.0]], [["0", 1.0]], [[-1, 1.0]], [[0, 9.0], [0, 8.0]]]
+)
+def test_sizes_of_devices_that_there_are_not(sizes):
+    changed = copy.deepcopy(PLANS["GLM-4V-9B"])
+    changed["limits"]["max_memory"] = sizes
+    assert re.fullmatch(
+        r"The plan is wrong: max_memory is \(\(" + AGAIN, refusal("GLM-4V-9B", changed)
+    )
