@@ -19,10 +19,16 @@ from glm4v_magic.core.speed import SpeedLimit
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.text_files import replace_text
 
-__all__ = ["PLAN_FORMAT", "PLAN_VERSION", "Limits", "Plan"]
+__all__ = ["PLAN_FORMAT", "PLAN_VERSION", "Limits", "Plan", "same_place"]
 
 PLAN_FORMAT, PLAN_VERSION = "glm4v_magic.plan", 1
 """What the JSON of a plan says of itself."""
+
+
+def same_place(one: str, other: str) -> bool:
+    """Tell whether two names of models are one, or lead to the same place as paths."""
+    first, second = (os.path.abspath(os.path.expanduser(each)) for each in (one, other))  # noqa: PTH100, PTH111  Path's own fails
+    return first == second
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,10 @@ class Plan:
     def hops(self) -> int:
         """Number of hops: how often a token's hidden state moves to another GPU."""
         return sum(bool(stage.units) for stage in self.stages) - 1
+
+    def is_of(self, model: str) -> bool:
+        """Tell whether a model's name, or its folder, is the one that the plan was made for."""
+        return same_place(model, self.model)
 
     def device_map(self) -> dict[str, int | str]:
         """Module -> GPU index or ``cpu``, in the form that transformers and accelerate use.

@@ -283,6 +283,9 @@ COMMON: Mapping[str, str] = {
         "dtype that is asked for is taken all the same."
     ),
     "without_gpus": "Without GPUs these have no effect: {options}.",
+    "planned_with_adapter": (
+        "The plan was made with the adapter {lora}; {model} is used without it."
+    ),
     "names_translated": (
         "The device map has names of the published files ({count}); they are put into those here: "
         "{name} is {own}."

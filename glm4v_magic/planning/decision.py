@@ -27,7 +27,7 @@ from glm4v_magic.core.placement import (
     Place,
     PlacementOptions,
 )
-from glm4v_magic.core.plan import Limits, Plan
+from glm4v_magic.core.plan import Limits, Plan, same_place
 from glm4v_magic.core.remarks import Remark, remark
 from glm4v_magic.core.wording import counted, gib, printable, sized
 from glm4v_magic.planning.costs import cache_entries, price
@@ -223,6 +223,7 @@ def choose(
         told = (*_OF_A_PLAN, "image_size", "dtype", "quantize")
         names = [name for name in told if name not in tried]
         _refuse_contradictions(chosen, options, names)
+        _refuse_other_parts(chosen, architecture)
         refuse_plan_of_another(chosen, architecture)
     elif chosen is not None:
         refuse_options_of_a_plan(options)
@@ -308,7 +309,7 @@ def decide(
         plan=made,
         quantize=quantize,
         fp8=held.fp8,
-        notes=(*held.notes, *_shortened(made), *told),
+        notes=(*held.notes, *_shortened(made), *_without_adapter(made, architecture), *told),
         image_size=image_size_of(shape, options.workload if made is None else made.workload),
     )
 
@@ -316,6 +317,17 @@ def decide(
 def _shortened(made: Plan | None) -> Iterator[Remark]:
     """Yield the note on a context that nobody asked for, which is not the model's longest."""
     yield from (note for note in (made.notes if made else ()) if note.code == "context_shortened")
+
+
+def _without_adapter(made: Plan | None, architecture: Architecture) -> Iterator[Remark]:
+    """Yield the note on an adapter that a plan was made with, but that the model is without."""
+    planned = dict(made.made_of) if made else {}
+    if "lora" in planned and "lora" not in dict(architecture.made_of):
+        yield remark(
+            "planned_with_adapter",
+            lora=printable(planned["lora"]),
+            model=printable(architecture.name),
+        )
 
 
 def unseen(shape: ModelShape) -> Iterator[Remark]:
@@ -345,6 +357,24 @@ def _refuse_contradictions(made: Plan, options: PlacementOptions, names: Sequenc
             was = "without" if planned == OPTIONS[name].default else f"with {_shown(planned)}"
             raise OptionError(
                 f"{name} is {_shown(asked)}, but the plan was made {was}.",
+                "Leave it out, or make a new plan.",
+                option=name,
+            )
+
+
+def _refuse_other_parts(made: Plan, architecture: Architecture) -> None:
+    """Raise OptionError if the model is made of something else than that of a plan.
+
+    Revision and base belong to a name: those of another model are not compared.
+    """
+    asked = dict(architecture.made_of)
+    for name, planned in made.made_of:
+        if name != "lora" and architecture.name != made.model:
+            continue
+        if name in asked and not same_place(asked[name], planned):
+            raise OptionError(
+                f"{name} is {printable(asked[name])}, but the plan was made with "
+                f"{printable(planned)}.",
                 "Leave it out, or make a new plan.",
                 option=name,
             )

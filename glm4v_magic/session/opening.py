@@ -52,7 +52,8 @@ _OF_A_CHOICE = (
 def choice_of(model: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> ModelChoice:
     """Return a model with options of `Session.load` as a choice.
 
-    Without a model it is the one of the plan that is given, if one is, and the demo otherwise.
+    Without a model it is the one of the plan that is given, if one is, and the demo otherwise. What
+    the model of a plan is made of is kept, also where it is named.
     """
     given = dict(options)
     for name in ("base", "lora"):
@@ -63,8 +64,8 @@ def choice_of(model: str | os.PathLike[str] | None, options: Mapping[str, Any]) 
 
         # Read here, because a file may have changed since a model was loaded by it.
         plan = given["device_map"] = read_given(given["device_map"])
-        if model is None and isinstance(plan, Plan):
-            model = plan.model
+        if isinstance(plan, Plan) and (model is None or plan.is_of(os.fspath(model))):
+            model = plan.model if model is None else model
             given |= {name: value for name, value in plan.made_of if given.get(name) is None}
     return ModelChoice(
         model=None if model is None else path_text(model, "The model", OptionError),

@@ -588,8 +588,9 @@ def test_a_plan_keeps_what_its_model_is_made_of(adapter, run, shell, tmp_path):
             run(f"%glm4v load --map {given}")
             assert "is merged into" in (said := run("%glm4v status"))
             assert str(golden.CHECKPOINT) in said
+            run("%glm4v load demo --gpus cpu")
             run(f"%glm4v load {golden.CHECKPOINT} --map {given}")
-            assert "is merged into" not in run("%glm4v status")
+            assert "is merged into" in run("%glm4v status")
             assert f"--lora {adapter}" in run(f"%glm4v serve --map {given} --print")
             run("%glm4v load demo --gpus cpu")
     assert str(golden.CHECKPOINT) in run(f"%glm4v check --map {file} --gpus 2x1GiB")
@@ -601,6 +602,41 @@ def test_a_plan_keeps_what_its_model_is_made_of(adapter, run, shell, tmp_path):
     file.write_text(changed)
     with pytest.raises(DeviceMapError, match="made_of"):
         read_given(file)
+
+
+def test_a_plan_with_an_adapter_on_lines_that_name_the_model(adapter, run, tmp_path, monkeypatch):
+    file, moved = tmp_path / "plan.json", tmp_path / "moved"
+    shutil.copytree(golden.CHECKPOINT, moved)
+    other = shutil.copytree(adapter, tmp_path / "other")
+    run(f"%glm4v plan {golden.CHECKPOINT} --lora {adapter} --gpus 2x1GiB --save {file}")
+    monkeypatch.chdir(golden.CHECKPOINT.parent)
+    named = f"./{golden.CHECKPOINT.name}"  # as its folder is called from here
+    with VirtualGPUs("2x1GiB"):
+        session = Session().load(named, device_map=file)
+        assert any("is merged into" in note for note in session.status().info.notes)
+        given = f"{named} --lora {other}"
+        for line in (f"load {given}", f"check {given} --gpus 2x1GiB"):
+            said = run(f"%glm4v {line} --map {file}", fails=True)
+            assert f"--lora is {other}, but the plan was made with {adapter}." in said
+            assert "Leave it out, or make a new plan." in said
+        run(f"%glm4v load {named} --map {file}")  # as said
+        run(f"again = %glm4v plan {named} --lora {other} --gpus 2x1GiB")
+        run(f"%glm4v load {named} --lora {other} --map again")
+        assert f"the adapter {other} (LORA) is merged" in run("%glm4v status")
+        # The folder of another copy may hold what the adapter is merged into already.
+        said = run(f"%glm4v load {moved} --map {file}") + run("%glm4v status")
+        assert f"The plan was made with the adapter {adapter};" in said
+        assert f"; {moved} is used without it" in said
+        assert "is merged into" not in said
+        run(f"%glm4v load {moved} --map {file} --lora {adapter}")
+        said = run("%glm4v status")
+        assert "is merged into" in said
+        assert "is used without it" not in said
+    run("%glm4v load demo --gpus cpu")
+    run(f"%glm4v check {named} --map {file} --gpus 2x1GiB")
+    assert f"--lora {adapter}" in run(f"%glm4v serve {named} --map {file} --print")
+    command = run(f"%glm4v serve {moved} --map {file} --print").splitlines()[0]
+    assert "--lora" not in command
 
 
 def test_weights_of_an_adapter_in_a_pickle_and_with_its_name(adapter):

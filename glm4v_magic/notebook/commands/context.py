@@ -169,19 +169,19 @@ class Context:
     def made_of(self, arguments: Namespace, given: object = None) -> dict[str, Any]:
         """Return the revision, base and adapter of `named_in`.
 
-        Where a line names no model, what it does not give is that of its plan or of the model in
-        use.
+        What a line does not give is that of its plan, if that is for the model; where it names no
+        model, that of the model in use.
 
         Args:
             arguments: the parsed line.
             given: plan or device map that the line follows.
         """
         typed = {name: getattr(arguments, name) for name in ("revision", "base", "lora")}
-        if arguments.model is not None:
-            return typed
-        known: Mapping[str, Any] = self.session.status().choice.made_of
+        known: Mapping[str, Any] = {}
         if isinstance(given, Plan):
-            known = dict(given.made_of)
+            known = dict(given.made_of) if given.is_of(self.named_in(arguments, given)) else {}
+        elif arguments.model is None:
+            known = self.session.status().choice.made_of
         return {name: known.get(name) if value is None else value for name, value in typed.items()}
 
     def keep(self, value: object, name: str | None) -> None:
