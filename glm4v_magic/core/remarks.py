@@ -413,6 +413,9 @@ _IN_PYTHON = {
     "folder_of_images": "{kinds} session.map asks about each.",
     "too_many_images": "session.map asks the same about each.",
     "chat_not_begun": "chat={name!r} begins one.",
+    "clip_among_images": (
+        "Ask about it as a video: video=..., or about one of its frames, saved as a PNG."
+    ),
     "fewer_frames": "Look at fewer frames (fps=1), or at a part of the video (start, end).",
     "name_column": "Name the one to ask about: column={column!r}.",
     "rows_are_alike": (

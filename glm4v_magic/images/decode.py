@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 from glm4v_magic.core.errors import ImageError
 from glm4v_magic.core.image import Limits, SourcedImage
 from glm4v_magic.images.encoded import own_bytes
-from glm4v_magic.images.formats import not_an_image
+from glm4v_magic.images.formats import HEAD, not_an_image
 from glm4v_magic.images.frugal import LITTLE, MOST, areas_of, bytes_of, copy_plain, reduce
 from glm4v_magic.images.messages import one_line, require_page, unreadable
 from glm4v_magic.images.pdf import draw, is_pdf
@@ -26,7 +26,6 @@ __all__ = ["decode", "too_large", "upright"]
 # Pillow runs Ghostscript on the first and the system's own renderer on the second; of the others it
 # knows the name alone.
 _NOT_READ = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5"})
-_HEAD = 512  # bytes that tell what a file is
 
 
 def decode(stream: IO[bytes], source: str, limits: Limits, page: int | None = None) -> SourcedImage:
@@ -41,7 +40,7 @@ def decode(stream: IO[bytes], source: str, limits: Limits, page: int | None = No
     Raises:
         ImageError: if it is neither, or has no such page.
     """
-    head = stream.read(_HEAD)
+    head = stream.read(HEAD)
     stream.seek(0)
     if is_pdf(head):
         return draw(stream, source, limits, page)
@@ -163,7 +162,7 @@ def _opened(stream: IO[bytes], source: str, limits: Limits) -> Image.Image:
         raise too_large(source, int(pixels[0]) if pixels else None, limits) from None
     except UnidentifiedImageError:
         stream.seek(0)
-        head = stream.read(_HEAD)
+        head = stream.read(HEAD)
         raise kind_of_tiff(source, stream) or not_an_image(source, head) from None
     except Exception as error:
         raise unreadable(source, error) from error

@@ -1,20 +1,84 @@
-"""How image files are recognised: suffix, media type, first bytes."""
+"""How files of images and clips are recognised: suffix, media type, first bytes."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from glm4v_magic.core.errors import ImageError
 from glm4v_magic.images.messages import one_line
 
-__all__ = ["CLIPS", "SUFFIXES", "is_known", "is_read", "may_be_image", "not_an_image"]
+__all__ = [
+    "CLIPS",
+    "CLIP_FORMATS",
+    "HEAD",
+    "SUFFIXES",
+    "ClipFormat",
+    "clip_format",
+    "is_known",
+    "is_read",
+    "may_be_image",
+    "not_an_image",
+]
+
+HEAD = 512
+"""First bytes of a file that tell what it is."""
 
 SUFFIXES = (
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpeg", ".jpg", ".jxl",
     ".pbm", ".pdf", ".pgm", ".png", ".ppm", ".svg", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 
-CLIPS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
+_HEIF = rb"hei|hev|mif1|msf1"
+_AVIF = rb"avi[fs]"
+_CR3 = rb"crx "
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFormat:
+    """A container of clips.
+
+    Attributes:
+        name: FFmpeg's name for it.
+        suffixes: of its files, in lower case.
+        media_types: of its files.
+        beginning: how its files begin.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    media_types: tuple[str, ...]
+    beginning: re.Pattern[bytes]
+
+
+CLIP_FORMATS = (
+    ClipFormat(
+        "mov",
+        (".mp4", ".mov", ".m4v"),
+        ("video/mp4", "video/quicktime", "video/x-m4v"),
+        # Images may be in this container, too.
+        re.compile(
+            rb".{4}(?:ftyp(?!%b)|moov|mdat)|\0.{3}(?:wide|free|skip)"
+            % b"|".join((_HEIF, _AVIF, _CR3)),
+            re.DOTALL,
+        ),
+    ),
+    ClipFormat(
+        "matroska",
+        (".webm", ".mkv"),
+        ("video/webm", "video/x-matroska"),
+        re.compile(rb"\x1a\x45\xdf\xa3"),
+    ),
+    ClipFormat("avi", (".avi",), ("video/x-msvideo",), re.compile(rb"RIFF.{4}AVI ", re.DOTALL)),
+    ClipFormat("mpeg", (".mpg", ".mpeg"), ("video/mpeg",), re.compile(rb"\0\0\x01\xba")),
+    ClipFormat("ogg", (".ogv",), ("video/ogg",), re.compile(rb"OggS")),
+    ClipFormat("mpegts", (".ts",), ("video/mp2t",), re.compile(rb"G.{187}G.{187}G", re.DOTALL)),
+    ClipFormat(
+        "asf", (".wmv",), ("video/x-ms-wmv",), re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11")
+    ),
+)
+
+CLIPS = tuple(sorted(suffix for each in CLIP_FORMATS for suffix in each.suffixes))
 """Suffixes of clips, in lower case."""
 
 _PNG_FIRST = "Save it as a PNG first."
@@ -28,7 +92,7 @@ _IMAGE_SIGNATURES = (
     (re.compile(rb"BM"), "BMP"),
     (re.compile(rb"8BPS"), "Photoshop"),
     (re.compile(rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51"), "JPEG 2000"),
-    (re.compile(rb".{4}ftypavi[fs]", re.DOTALL), "AVIF"),
+    (re.compile(rb".{4}ftyp(%b)" % _AVIF, re.DOTALL), "AVIF"),
     (re.compile(rb"P[1-7]\s"), "Netpbm"),
     (re.compile(rb"\0\0\x01\0[^\0]"), "icon"),
     (re.compile(rb"qoif"), "QOI"),
@@ -38,12 +102,12 @@ _OTHER_SIGNATURES = (
     (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "a PostScript document", _PNG_FIRST),
     (re.compile(rb"PK\x03\x04"), "a ZIP archive or an office document", "Unpack the image."),
     (
-        re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.DOTALL),
+        re.compile(rb".{4}ftyp(%b)" % _HEIF, re.DOTALL),
         "a HEIC image, which Pillow cannot read alone",
         "Save it as JPEG, or install pillow-heif and call pillow_heif.register_heif_opener().",
     ),
     (
-        re.compile(rb".{4}ftypavi[fs]", re.DOTALL),
+        re.compile(rb".{4}ftyp(%b)" % _AVIF, re.DOTALL),
         "an AVIF image, which this Pillow cannot read",
         "Install pillow-avif-plugin and import pillow_avif.",
     ),
@@ -52,10 +116,8 @@ _OTHER_SIGNATURES = (
         "a JPEG XL image, which Pillow cannot read alone",
         "Save it as PNG, or install pillow-jxl-plugin and import pillow_jxl.",
     ),
-    (re.compile(rb".{4}ftypcrx |II\*\0.{4}CR|FUJIFILMCCD-RAW|IIRS|IIU\0", re.DOTALL),
+    (re.compile(rb".{4}ftyp%b|II\*\0.{4}CR|FUJIFILMCCD-RAW|IIRS|IIU\0" % _CR3, re.DOTALL),
      "a camera's raw image", _RAW),
-    (re.compile(rb".{4}ftyp|RIFF.{4}AVI |\x1a\x45\xdf\xa3", re.DOTALL), "a video",
-     "Write it to a file and give the path of that, or save one of its frames as a PNG."),
     (
         re.compile(rb".{128}DICM", re.DOTALL),
         "a DICOM image",
@@ -103,9 +165,16 @@ _OTHER_SIGNATURES = (
 
 
 def is_known(content: bytes) -> bool:
-    """Tell whether bytes begin like an image file, a PDF document, or a kind known but not read."""
+    """Tell whether bytes begin like an image file, a PDF document, a clip, or what is not read."""
     known = (pattern for pattern, *_ in (*_IMAGE_SIGNATURES, *_OTHER_SIGNATURES))
-    return content.startswith(b"%PDF") or any(pattern.match(content) for pattern in known)
+    if content.startswith(b"%PDF") or clip_format(content) is not None:
+        return True
+    return any(pattern.match(content) for pattern in known)
+
+
+def clip_format(content: bytes) -> ClipFormat | None:
+    """Return the container whose files begin like these bytes; ``None`` if there is none."""
+    return next((each for each in CLIP_FORMATS if each.beginning.match(content)), None)
 
 
 def is_read(content: bytes) -> bool:
@@ -123,6 +192,8 @@ def not_an_image(source: str, head: bytes) -> ImageError:
     shown = one_line(source)
     if not head:
         return ImageError(f"{shown} is empty (0 bytes).")
+    if clip_format(head) is not None:
+        return ImageError(f"{shown} is a video.", code="clip_among_images")
     for pattern, name, hint in _OTHER_SIGNATURES:
         if pattern.match(head):
             return ImageError(f"{shown} is {name}.", hint)

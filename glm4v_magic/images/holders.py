@@ -11,14 +11,16 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 from glm4v_magic.core.errors import ImageError, reason
-from glm4v_magic.images.formats import CLIPS, SUFFIXES, is_known
+from glm4v_magic.images.formats import CLIPS, HEAD, SUFFIXES, is_known
 from glm4v_magic.images.messages import one_line
 
 __all__ = [
     "columns_of_images",
+    "content_of",
     "file_in",
     "head_of_file_in",
     "is_instance",
@@ -38,9 +40,6 @@ def is_instance(value: object, module: str, *names: str) -> bool:
     """Tell whether `value` is of a class of a library that may not be imported."""
     found = (getattr(sys.modules.get(module), name, None) for name in names)
     return any(isinstance(value, cls) for cls in found if isinstance(cls, type))
-
-
-_HEAD = 512  # bytes that tell what a file is
 
 
 def file_in(value: Any) -> bytes | None:
@@ -64,12 +63,41 @@ def head_of_file_in(value: Any) -> bytes:
     is_flat = len(shape) == 1 or (len(shape) == 2 and 1 in shape)
     if not is_flat or str(value.dtype).rpartition(".")[2] != "uint8":
         return b""
-    return _bytes_of(value.reshape(-1)[:_HEAD])
+    return _bytes_of(value.reshape(-1)[:HEAD])
 
 
 def _bytes_of(flat: Any) -> bytes:
     array = flat.detach().cpu().numpy() if is_instance(flat, "torch", "Tensor") else flat
     content: bytes = array.tobytes()
+    return content
+
+
+def content_of(value: Any, source: str) -> bytes | None:
+    """Return what a binary file object holds, from its beginning; its position is restored.
+
+    ``None`` if the value is no file object.
+
+    Raises:
+        ImageError: if it cannot be read, or gives text.
+    """
+    if not callable(getattr(value, "read", None)) or isinstance(value, type | ModuleType):
+        return None
+    try:
+        if not (hasattr(value, "seekable") and value.seekable()):
+            content = value.read()
+        else:
+            # A buffer that was just written to is at its end.
+            position = value.tell()
+            value.seek(0)
+            content = value.read()
+            value.seek(position)
+    except Exception as error:
+        raise ImageError(f"{one_line(source)} cannot be read: {reason(error)}") from error
+    if not isinstance(content, bytes):
+        raise ImageError(
+            f"{one_line(source)} gives {type(content).__name__}, not bytes.",
+            'Open the file in binary mode: open(path, "rb").',
+        )
     return content
 
 

@@ -15,13 +15,12 @@ from typing import Any
 
 from glm4v_magic.core.errors import ImageError
 from glm4v_magic.core.image import DEFAULT_LIMITS, SourcedImage
-from glm4v_magic.images.formats import SUFFIXES, is_read
+from glm4v_magic.images.formats import HEAD, SUFFIXES, is_read
 from glm4v_magic.images.holders import head_of_file_in, several, taken_out
 from glm4v_magic.images.uris import base64_head
 
 __all__ = ["may_be_images"]
 
-_HEAD = 512  # bytes that tell what a file is
 _LONGEST_NAME = 4096
 _MOST = DEFAULT_LIMITS.images
 _LOOKED_AT = 1000  # numbers of an array
@@ -110,14 +109,14 @@ def _text(value: str) -> bool:
 
 
 def _bytes(value: Any) -> bool:
-    head = bytes(value[:_HEAD])
+    head = bytes(value[:HEAD])
     return is_read(head) or (b"\0" not in head and _text(os.fsdecode(head)))
 
 
 def _file(value: Any) -> bool:
     """Look at an open file, which stays where it is."""
     if issubclass(type(value), io.BytesIO):
-        return is_read(value.getvalue()[:_HEAD])  # not a copy, unlike its buffer
+        return is_read(value.getvalue()[:HEAD])  # not a copy, unlike its buffer
     if value.closed or not value.readable():
         return False
     name: Any = getattr(value, "name", None)

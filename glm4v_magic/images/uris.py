@@ -36,7 +36,8 @@ def from_uri(word: str, limits: Limits, page: int | None = None) -> SourcedImage
     if word[:5].lower() == "data:":
         media_type, content = data_of(word, "image/png")
         if media_type and not may_be_image(media_type):
-            raise ImageError(f"The data: URI is {one_line(media_type)}, not an image.")
+            code = "clip_among_images" if media_type.startswith("video/") else ""
+            raise ImageError(f"The data: URI is {one_line(media_type)}, not an image.", code=code)
         return decode(io.BytesIO(content), "data: URI", limits, page)
     if word[:7].lower() == "file://":
         _, slash, path = word[7:].partition("/")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,7 +23,14 @@ from glm4v_magic.images.arrays import from_numpy, from_torch
 from glm4v_magic.images.decode import decode, upright
 from glm4v_magic.images.files import current_folder, exists
 from glm4v_magic.images.formats import is_known
-from glm4v_magic.images.holders import file_in, is_instance, kind_of, several, taken_out
+from glm4v_magic.images.holders import (
+    content_of,
+    file_in,
+    is_instance,
+    kind_of,
+    several,
+    taken_out,
+)
 from glm4v_magic.images.messages import (
     ACCEPTED,
     one_line,
@@ -157,7 +165,7 @@ def _was_closed(image: Any, error: BaseException | None) -> bool:
         image: the image.
         error: what Pillow said.
     """
-    if "closed" in str(error):
+    if isinstance(error, ValueError) and re.search(r"\bclosed (file|image)", str(error)):
         return True
     is_unread = bool(getattr(image, "tile", None))
     return is_unread and getattr(image, "fp", None) is None
@@ -177,26 +185,8 @@ def _from_bytes(
 
 
 def _from_stream(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
-    """Read a file object from its beginning; its position is restored."""
-    if not callable(getattr(value, "read", None)) or isinstance(value, type | ModuleType):
-        return None
-    try:
-        if not (hasattr(value, "seekable") and value.seekable()):
-            content = value.read()
-        else:
-            # A buffer that was just written to is at its end.
-            position = value.tell()
-            value.seek(0)
-            content = value.read()
-            value.seek(position)
-    except Exception as error:
-        raise ImageError(f"{one_line(source)} cannot be read: {reason(error)}") from error
-    if not isinstance(content, bytes):
-        raise ImageError(
-            f"{one_line(source)} gives {type(content).__name__}, not bytes.",
-            'Open the file in binary mode: open(path, "rb").',
-        )
-    return _from_bytes(content, source, limits, page)
+    content = content_of(value, source)
+    return None if content is None else _from_bytes(content, source, limits, page)
 
 
 def _from_ipython(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:

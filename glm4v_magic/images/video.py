@@ -7,9 +7,8 @@ import importlib.util
 import io
 import math
 import os
-import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,11 @@ from glm4v_magic.images.files import (
     refuse_no_file,
     suffixes_in,
 )
-from glm4v_magic.images.formats import CLIPS
+from glm4v_magic.images.formats import CLIP_FORMATS, CLIPS, HEAD, ClipFormat, clip_format
+from glm4v_magic.images.holders import content_of, file_in, head_of_file_in
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.images.missing import missing
-from glm4v_magic.images.uris import data_of
+from glm4v_magic.images.uris import data_of, is_uri
 from glm4v_magic.images.values import to_image
 from glm4v_magic.outside import is_folder, is_shut
 
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "from_data",
-    "has_frames",
     "has_video",
     "is_clip",
     "is_video",
@@ -48,28 +47,12 @@ __all__ = [
     "to_video",
 ]
 
-_CONTAINERS = {
-    "video/mp4": "mov",
-    "video/quicktime": "mov",
-    "video/x-m4v": "mov",
-    "video/webm": "matroska",
-    "video/x-matroska": "matroska",
-    "video/x-msvideo": "avi",
-    "video/mpeg": "mpeg",
-    "video/ogg": "ogg",
-}
-"""Media types of clips, and FFmpeg's names for their containers."""
-_BEGINNINGS = {
-    "mov": re.compile(rb".{4}(?:ftyp|moov|mdat|wide|free|skip)", re.DOTALL),
-    "matroska": re.compile(rb"\x1a\x45\xdf\xa3"),
-    "avi": re.compile(rb"RIFF.{4}AVI ", re.DOTALL),
-    "mpeg": re.compile(rb"\0\0\x01\xba"),
-    "ogg": re.compile(rb"OggS"),
-}
-"""How the files of these containers begin."""
-
 _Part: TypeAlias = tuple[float | None, float | None, float | None]
 """Frames per second, and the seconds to begin and to end at."""
+_ALL: _Part = (None, None, None)
+
+_URI = "data:video/"
+_KINDS = f"Clips are {', '.join(name for each in CLIP_FORMATS for name in each.media_types)}."
 
 MISSING = "Reading a clip needs the package av, which is not installed."
 INSTALL = "Install it with: pip install av"
@@ -83,10 +66,25 @@ def is_clip(word: str) -> bool:
 
 
 def is_video(value: object) -> bool:
-    """Tell whether a value is the path of a clip, an array of several frames, or a video."""
+    """Tell whether a value is the path or the content of a clip, several frames, or a video."""
     if isinstance(value, str | os.PathLike):
-        return is_clip(os.fsdecode(value))
-    return isinstance(value, SourcedVideo) or has_frames(value)
+        name = os.fsdecode(value)
+        return is_clip(name) or name[: len(_URI)].lower() == _URI
+    return isinstance(value, SourcedVideo) or _has_frames(value) or _begins_like_a_clip(value)
+
+
+def _begins_like_a_clip(value: Any) -> bool:
+    """Tell it of bytes, of an array or tensor that holds those of a file, and of open files."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        head = bytes(value[:HEAD])
+    elif isinstance(value, io.BytesIO):
+        head = b"" if value.closed else value.getvalue()[:HEAD]  # not a copy, unlike its buffer
+    elif isinstance(value, io.IOBase):
+        name = getattr(value, "name", None)
+        return isinstance(name, str | bytes) and is_clip(os.fsdecode(name))
+    else:
+        head = head_of_file_in(value)
+    return clip_format(head) is not None
 
 
 def has_video(value: object) -> bool:
@@ -95,7 +93,7 @@ def has_video(value: object) -> bool:
     return any(map(is_video, parts))
 
 
-def has_frames(value: Any) -> bool:
+def _has_frames(value: Any) -> bool:
     """Tell whether a value is an array or tensor of several frames."""
     return _is_array(value) and len(value) > 1
 
@@ -119,9 +117,10 @@ def to_video(
     """Return `value` as a video; of a clip one frame is decoded, which tells how it is rotated.
 
     Args:
-        value: path of a clip, a pattern that one clip matches, or the bytes of its file; or
-            frames: a list of anything that is an image, or an array or tensor of frames x height x
-            width with 1, 3 or 4 channels last.
+        value: path of a clip, or a pattern that one clip matches; the bytes of its file, as they
+            are, in a ``data:`` URI or in an array or tensor of uint8 with one axis; a binary file
+            object; a part of a message to a chat model; or frames: a list of anything that is an
+            image, or an array or tensor of frames x height x width with 1, 3 or 4 channels last.
         source: what the user calls the value. A path is its own source.
         fps: frames per second to look at; by default the model's own choice. Frames that are given
             are all looked at, and were taken at this rate: 1 by default.
@@ -140,17 +139,51 @@ def to_video(
         raise OptionError(
             f"The video is to be seen from {clock(start)} to {clock(end)}, which is no time at all."
         )
+    part, value = (fps, start, end), _in_part(value)
     if isinstance(value, str | os.PathLike):
         path = os.fsdecode(value)
-        return _clip(path, current_folder() if base is None else base, fps, start, end, limits)
-    if isinstance(value, bytes | bytearray | memoryview):
-        return _of_bytes(bytes(value), one_line(source), (fps, start, end), limits)
+        if path[:5].lower() == "data:":
+            return from_data(path, source, limits, part)
+        if is_uri(path):
+            raise ImageError(
+                f"{one_line(path)} is an address, and clips are not downloaded.",
+                "Download it, and give the path of the file.",
+            )
+        return _clip(path, current_folder() if base is None else base, part, limits)
+    content = _content(value, source)
+    if content is not None:
+        return _of_bytes(content, source, part, limits)
     if start is not None or end is not None:
         raise OptionError("Only a clip has a beginning and an end; of frames, give those you mean.")
     return _of_frames(value, source, fps or 1.0, limits)
 
 
-def from_data(uri: str, source: str, limits: Limits = DEFAULT_LIMITS) -> SourcedVideo:
+def _in_part(value: object) -> object:
+    """Return the clip of a part of a message to a chat model; any other value as it is.
+
+    OpenAI's servers take its URL in ``video_url``, in a mapping of its own or not; transformers
+    takes a path or frames.
+    """
+    if not isinstance(value, Mapping) or value.get("type") not in ("video", "video_url"):
+        return value
+    found = [value[key] for key in ("video_url", "video", "url", "path") if key in value]
+    if len(found) != 1:
+        return value
+    (where,) = found
+    return where.get("url", where) if isinstance(where, Mapping) else where
+
+
+def _content(value: object, source: str) -> bytes | None:
+    """Return the bytes of a file that a value holds; ``None`` of any other value."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    content = content_of(value, source)
+    return file_in(value) if content is None else content
+
+
+def from_data(
+    uri: str, source: str, limits: Limits = DEFAULT_LIMITS, part: _Part = _ALL
+) -> SourcedVideo:
     """Return the clip in a ``data:`` URI, which stays in memory.
 
     It is read as what the URI says it is and nothing else: a playlist would name other files.
@@ -159,12 +192,13 @@ def from_data(uri: str, source: str, limits: Limits = DEFAULT_LIMITS) -> Sourced
         ImageError: as `to_video`, or if the URI is malformed or not of a clip.
     """
     media_type, content = data_of(uri, "video/mp4")
-    if media_type not in _CONTAINERS:
-        raise ImageError(
-            f"{one_line(source)} is {one_line(media_type) or 'of no media type'}, not a clip.",
-            f"Clips are {', '.join(_CONTAINERS)}.",
-        )
-    return _in_memory(content, source, _CONTAINERS[media_type], (None, None, None), limits)
+    for each in CLIP_FORMATS:
+        if media_type in each.media_types:
+            return _in_memory(content, source, each, part, limits)
+    raise ImageError(
+        f"{one_line(source)} is {one_line(media_type) or 'of no media type'}, not a clip.",
+        _KINDS,
+    )
 
 
 def _of_bytes(content: bytes, source: str, part: _Part, limits: Limits) -> SourcedVideo:
@@ -172,19 +206,18 @@ def _of_bytes(content: bytes, source: str, part: _Part, limits: Limits) -> Sourc
 
     They are read as that and nothing else; see `from_data`.
     """
-    for container, beginning in _BEGINNINGS.items():
-        if beginning.match(content):
-            return _in_memory(content, source, container, part, limits)
-    raise ImageError(
-        f"{source} are {len(content):,} bytes, but not those of a clip.",
-        f"Clips are {', '.join(_CONTAINERS)}.",
-    )
+    found = clip_format(content)
+    if found is None:
+        raise ImageError(
+            f"{one_line(source)} holds {len(content):,} bytes, but not those of a clip.", _KINDS
+        )
+    return _in_memory(content, source, found, part, limits)
 
 
 def _in_memory(
-    content: bytes, source: str, container: str, part: _Part, limits: Limits
+    content: bytes, source: str, kind: ClipFormat, part: _Part, limits: Limits
 ) -> SourcedVideo:
-    clip = _Clip(io.BytesIO(content), one_line(source), container)
+    clip = _Clip(io.BytesIO(content), one_line(source), kind.name)
     state = f"{hashlib.sha256(content).hexdigest()} {len(content)}"
     return _of_clip(clip, source, state, part, limits)
 
@@ -229,14 +262,7 @@ def _as_list(value: Any, source: str) -> Sequence[Any]:
     )
 
 
-def _clip(
-    name: str,
-    base: Path,
-    fps: float | None,
-    start: float | None,
-    end: float | None,
-    limits: Limits,
-) -> SourcedVideo:
+def _clip(name: str, base: Path, part: _Part, limits: Limits) -> SourcedVideo:
     name = name if exists(name, base) else _matching(name, base)
     path = path_of(name, base)
     if is_folder(path) and not is_shut(path):
@@ -246,7 +272,7 @@ def _clip(
         raise ImageError(f"{one_line(name)} is a folder. It holds no clips.")
     refuse_no_file(path, name, "a clip")
     clip = _Clip(os.fspath(path), one_line(name))
-    return _of_clip(clip, name, _state(path), (fps, start, end), limits)
+    return _of_clip(clip, name, _state(path), part, limits)
 
 
 def _matching(pattern: str, base: Path) -> str:
@@ -298,7 +324,7 @@ def _of_clip(
     last = total if end is None else min(total, math.ceil(end * rate))
     if start is not None and start * rate >= total:
         raise ImageError(
-            f"{shown} ends at {clock(total / rate)}, and is to be seen from {start:g} s on."
+            f"{shown} ends at {clock(total / rate)}, and is to be seen from {clock(start)} on."
         )
     first = min(first, total - 1)  # the last frame is seen until the clip ends
 

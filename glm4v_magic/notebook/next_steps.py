@@ -45,6 +45,10 @@ _IN_A_CELL = {
     "folder_of_images": "{kinds} The option --over asks about each.",
     "too_many_images": "The option --over asks the same about each.",
     "chat_not_begun": "--chat {name} begins one.",
+    "clip_among_images": (
+        "Name it by itself: its file (.mp4), or a variable that holds its path or bytes. Or save "
+        "one of its frames as a PNG."
+    ),
     "fewer_frames": "Look at fewer frames (--fps 1), or at a part of the video (--from, --to).",
     "name_column": "Name the one to ask about: --over {source}[{column!r}].",
     "rows_are_alike": (

@@ -52,6 +52,7 @@ _OVER_HTTP = {
     "folder_of_images": "{kinds} Send each in a request of its own.",
     "too_many_images": "Send them in several requests.",
     "chat_not_begun": "Send the whole conversation in messages.",
+    "clip_among_images": "Send it as a video_url, or one of its frames as a PNG.",
     "fewer_frames": "Send a shorter video.",
     "name_column": "Name the one to ask about: {column!r}.",
     "rows_are_alike": "Send each row in a request of its own.",

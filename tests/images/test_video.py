@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import io
 import os
 import re
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+import torch
 from clips import write_clip
 from PIL import Image
 
 from glm4v_magic.core.errors import ImageError, OptionError
-from glm4v_magic.images import Limits
-from glm4v_magic.images.video import is_clip, to_video
+from glm4v_magic.images import Limits, to_image
+from glm4v_magic.images.formats import CLIP_FORMATS, CLIPS, clip_format
+from glm4v_magic.images.video import is_clip, is_video, to_video
 
 
 @pytest.fixture
@@ -121,26 +127,105 @@ def test_what_cannot_be_seen(clip, tmp_path):
         assert re.match(rf"{name} (is damaged or no video|has no frames)", said)
     assert "no such file" in refused(ImageError, "gone.mp4", "v")
     assert refused(ImageError, "clip.mp4", "v", start=60).startswith(
-        "clip.mp4 ends at 0:03, and is to be seen from 60 s on."
+        "clip.mp4 ends at 0:03, and is to be seen from 1:00 on."
     )
     assert to_video("clip.mp4", "v", start=2.99).count == 1  # the last one, until the end
-    assert "from 3 s on" in refused(ImageError, "clip.mp4", "v", start=3)
+    assert "from 0:03 on" in refused(ImageError, "clip.mp4", "v", start=3)
     assert "which is no time" in refused(OptionError, "clip.mp4", "v", start=2, end=1)
     assert "megapixels" in refused(ImageError, "clip.mp4", "v", limits=Limits(megapixels=0.001))
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "avi"])
-@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-def test_the_bytes_of_a_clip(tmp_path, kind, suffix):
-    path = write_clip(tmp_path / f"clip.{suffix}")
-    video = to_video(kind(path.read_bytes()), "held", start=1, end=2)
+@pytest.mark.parametrize("suffix", sorted({*CLIPS} - {".webm", ".ogv"}))  # of other codecs
+def test_the_bytes_of_a_clip(tmp_path, suffix):
+    path = write_clip(tmp_path / f"clip{suffix}")
+    content = path.read_bytes()
+    assert suffix in clip_format(content).suffixes
+    video = to_video(content, "held", start=1, end=2)
     assert (video.source, video.size, video.count) == ("held", (64, 48), 10)
     assert greys(video, [0, 5]) == greys(to_video(path, "v", start=1, end=2), [0, 5])
+    with pytest.raises(ImageError, match=r"^held is a video\. Ask about it as a video: video="):
+        to_image(content, "held")
+
+
+@pytest.mark.parametrize("each", CLIP_FORMATS, ids=lambda each: each.name)
+def test_all_that_is_known_of_a_container_is_taken(each, tmp_path):
+    """FFmpeg has it, and nothing of it is said of another."""
+    assert each.name in {name for known in av.formats_available for name in known.split(",")}
+    for other in CLIP_FORMATS:
+        if other is not each:
+            assert not {*each.suffixes, *each.media_types} & {*other.suffixes, *other.media_types}
+    if each.name != "ogg":
+        path = write_clip(tmp_path / f"clip{each.suffixes[-1]}")
+        content = base64.b64encode(path.read_bytes()).decode()
+        for media_type in each.media_types:
+            assert to_video(f"data:{media_type};base64,{content}", "v", end=1).count == 10
+
+
+HELD = {
+    "bytearray": bytearray,
+    "memoryview": memoryview,
+    "BytesIO": io.BytesIO,
+    "array": lambda content: np.frombuffer(content, np.uint8),
+    "column": lambda content: np.frombuffer(content, np.uint8)[:, None],
+    "tensor": lambda content: torch.tensor(list(content), dtype=torch.uint8),
+    "URI": lambda content: f"data:video/mp4;base64,{base64.b64encode(content).decode()}",
+    "file": lambda _: open("clip.mp4", "rb"),  # noqa: SIM115
+    "path": lambda _: Path("clip.mp4"),
+}
+
+
+@pytest.mark.parametrize("how", HELD)
+def test_how_a_clip_may_be_held(clip, how):
+    held = HELD[how](clip.read_bytes())
+    try:
+        assert is_video(held)
+        video = to_video(held, "held", start=1, end=2)
+    finally:
+        getattr(held, "close", lambda: None)()
+    assert (video.size, video.count) == ((64, 48), 10)
+    assert greys(video, [0, 5]) == pytest.approx([10, 15], abs=0.7)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "video_url", "video_url": {"url": "clip.mp4"}},
+        {"type": "video_url", "video_url": "clip.mp4"},
+        {"type": "video", "video": "clip.mp4"},
+        {"type": "video", "path": "clip.mp4"},
+        {"type": "video", "video": [np.zeros((48, 64, 3), np.uint8)] * 30},
+    ],
+)
+def test_a_part_of_a_message_to_a_chat_model(clip, part):
+    video = to_video(part, "part")
+    assert (video.size, video.count) == ((64, 48), 30)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (b"GIF89a" + bytes(90), "held holds 96 bytes, but not those of a clip. Clips are"),
+        (b"\0\0\0\x18ftypheic" + bytes(90), "but not those of a clip"),
+        (io.BytesIO(b"none"), "held holds 4 bytes, but not those of a clip"),
+        (io.StringIO("none"), "held gives str, not bytes. Open the file in binary mode"),
+        (np.zeros(9, np.uint8), "held is not a video. Give the path"),
+        ({"type": "video"}, "held is not a video"),
+        ("data:image/png;base64,AAAA", "held is image/png, not a clip"),
+        ("https://example.com/clip.mp4", "is an address, and clips are not downloaded. Download"),
+    ],
+)
+def test_what_holds_no_clip(value, said):
+    assert said in refused(ImageError, value, "held")
+
+
+@pytest.mark.parametrize("text", ["Buy free milk", "All free?", "The widest", "a skip"])
+def test_words_are_no_clips(text):
+    assert clip_format(text.encode().ljust(512)) is None
 
 
 def test_bytes_that_are_no_clip(clip):
     said = refused(ImageError, b"ffconcat version 1.0\nfile clip.mp4\n", "held")
-    assert said.startswith("held are 35 bytes, but not those of a clip. Clips are video/mp4,")
+    assert said.startswith("held holds 35 bytes, but not those of a clip. Clips are video/mp4,")
     assert "is damaged or no video" in refused(ImageError, clip.read_bytes()[:400], "held")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import re
 from functools import partial
@@ -65,6 +66,55 @@ def test_an_array_in_a_variable_is_a_video(loaded, shell):
     said = loaded(f"%%glm4v scene --fps 2 {SMALL}\nWhat happens?")
     assert "scene, 60 x 40 px · the model sees 3 frames of" in said
     assert "at 0:00, 0:00.5, 0:01" in said
+
+
+HELD = {
+    "name": str,
+    "path": lambda clip: clip,
+    "bytes": lambda clip: clip.read_bytes(),
+    "buffer": lambda clip: io.BytesIO(clip.read_bytes()),
+    "array": lambda clip: np.fromfile(clip, np.uint8),
+}
+
+
+@pytest.mark.parametrize("how", HELD)
+def test_a_clip_in_a_variable(loaded, shell, clip, how):
+    shell.user_ns["held"] = HELD[how](clip)
+    loaded(f"%%glm4v held --fps 2 --from 0:01 --to 0:02 {SMALL}\nWhat happens?")
+    assert [frame.time for frame in shell.user_ns["_"].videos[0].seen] == [1.0, 1.5]
+    shell.user_ns["rows"] = [HELD[how](clip)]
+    loaded(f"%%glm4v --over rows --fps 2 {SMALL}\nWhat happens?")
+    (row,) = shell.user_ns["_"]
+    assert row.error is None
+    assert row.answer.videos[0].seen
+
+
+def test_a_clip_among_images_is_asked_about_as_the_message_says(loaded, shell, clip):
+    shell.user_ns["mixed"] = ["clip.mp4"]
+    said = loaded(f"%%glm4v mixed {SMALL}\nWhat?", fails=True)
+    assert "mixed[0]: clip.mp4 is a video. Name it by itself: its file (.mp4), or a var" in said
+    assert "Or save one of its frames as a PNG." in said
+    (frame,) = to_video("clip.mp4", "v").frames([3], (64, 48))
+    frame.image.image.save("frame.png")
+    shell.user_ns["held"], shell.user_ns["content"] = "clip.mp4", clip.read_bytes()
+    for words, videos in (("clip.mp4", 1), ("held", 1), ("content", 1), ("frame.png", 0)):
+        loaded(f"%%glm4v {words} {SMALL}\nWhat?")
+        assert len(shell.user_ns["_"].videos) == videos
+
+
+def test_a_clip_among_images_in_python(native, clip):
+    session = Session().load(str(native("glm46v")))
+    for given in (["clip.mp4"], [clip.read_bytes()], clip):
+        with pytest.raises(
+            InputError, match=r"is a video\. Ask about it as a video: video=\.\.\.,"
+        ):
+            session.ask("What?", given, **OPTIONS)
+        video = given[0] if isinstance(given, list) else given
+        assert session.ask("What?", video=video, **OPTIONS).videos
+    (frame,) = to_video("clip.mp4", "v").frames([3], (64, 48))
+    frame.image.image.save("frame.png")
+    assert session.ask("What?", ["frame.png"], **OPTIONS).images
+    session.unload()
 
 
 def test_a_list_is_one_of_frames_with_their_rate(loaded, shell):
@@ -138,7 +188,7 @@ def test_a_preview_counts_the_frames(loaded):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("clip.mp4 --from 1:00", "clip.mp4 ends at 0:03, and is to be seen from 60 s on."),
+        ("clip.mp4 --from 1:00", "clip.mp4 ends at 0:03, and is to be seen from 1:00 on."),
         ("clip.mp4 --from 2 --to 1", "from 0:02 to 0:01, which is no time"),
         ("clip.mp4 other.mp4", "clip.mp4 and other.mp4 are two videos"),
         ("*.mp4", "clip.mp4 and text.mp4 are two videos; a question has one"),

@@ -119,6 +119,9 @@ ELSEWHERE = {
     "fresh_rows_interrupted": (
         "notebook/test_over.py::test_an_interrupt_keeps_rows_and_the_cell_goes_on"
     ),
+    "clip_among_images": (
+        "notebook/test_video_cell.py::test_a_clip_among_images_is_asked_about_as_the_message_says"
+    ),
     "fewer_frames": (
         "notebook/test_video_cell.py::test_a_clip_that_is_too_long_is_looked_at_less_often"
     ),

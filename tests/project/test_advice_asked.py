@@ -235,17 +235,19 @@ def test_images_of_the_processor(tiny):
 FRAMES = "Ask about single frames of it, as images."
 FEWER = "Give fewer of its frames."
 PART = "Ask about a part of it, or about fewer frames per second."
+DOWNLOAD = "Download it, and give the path of the file."
 CLIP = (
     "Give the path of a clip, a list of frames, or an array of frames x height x width x channels."
 )
 """As the sentence is found; the code writes it in two pieces."""
 
 
-@takes(FRAMES, "Choose some of them.", CLIP, "Read it again.", PART, FEWER)
+@takes(FRAMES, DOWNLOAD, "Choose some of them.", CLIP, "Read it again.", PART, FEWER)
 def test_clips(tiny, newer, clip, lasting):
     refused(FRAMES, lambda: tiny.ask("What?", video=clip, **GREEDY))
     for frame in to_video(clip, "clip").frames([0, 9], (56, 56)):
         assert tiny.ask("What?", images=[frame.image.image], **GREEDY).usage.new_tokens
+    refused(DOWNLOAD, lambda: to_video("https://example.com/clip.mp4", "x"))
     refused(CLIP, lambda: to_video(5, "x"))
     for given in (clip, [SQUARE, SQUARE], np.stack([SQUARE, SQUARE])):
         assert to_video(given, "x").count

@@ -349,6 +349,16 @@ def test_an_answer_is_that_about_the_file(seeing, of_clips, clip):
     assert content["usage"]["prompt_tokens"] == expected.usage.prompt_tokens
 
 
+def test_a_clip_sent_as_an_image(of_clips, clip):
+    """The advice is followed by the test above."""
+    url = f"data:video/mp4;base64,{base64.b64encode(clip.read_bytes()).decode()}"
+    said = "is video/mp4, not an image. Send it as a video_url, or one of its frames as a PNG."
+    for sent in (url, url.replace("video/mp4", "image/png")):
+        part = {"type": "image_url", "image_url": {"url": sent}}
+        answer = ask(of_clips, question([part, {"type": "text", "text": "What?"}]))
+        assert_error(answer, 400, said if sent == url else said.partition("image. ")[2])
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [

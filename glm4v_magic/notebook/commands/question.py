@@ -18,7 +18,7 @@ from glm4v_magic.core.options import AnswerForm, Sampling, VideoParts, check, of
 from glm4v_magic.core.typed_options import as_typed, typed
 from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.images import Crop, parse_crop
-from glm4v_magic.images.video import has_frames, is_clip, may_be_frames, to_video
+from glm4v_magic.images.video import is_clip, is_video, may_be_frames, to_video
 from glm4v_magic.images.words import is_lookup, looked_up
 from glm4v_magic.notebook.command_line import Quoted
 from glm4v_magic.notebook.commands.context import Context
@@ -157,9 +157,10 @@ def show_preview(context: Context, conversation: Conversation, task: str | None 
 def clips_of(words: Sequence[str], names: Mapping[str, Any]) -> list[str]:
     """Return the words that name videos.
 
-    A clip is recognised by its suffix; a variable with an array of several frames is a video, too.
+    A clip is recognised by its suffix; a variable that holds a clip's path or bytes, or an array of
+    several frames, is a video, too.
     """
-    return [word for word in words if is_clip(word) or has_frames(names.get(word))]
+    return [word for word in words if is_clip(word) or is_video(names.get(word))]
 
 
 def frames_of(arguments: Namespace, words: Sequence[str], names: Mapping[str, Any]) -> list[str]:
