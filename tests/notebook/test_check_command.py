@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from following import follow
@@ -64,8 +66,46 @@ def test_a_plan_or_a_map_in_a_variable(run, shell):
     shell.user_ns["split"] = SPLIT
     assert report(run, "--map made").placement == "plan"
     assert report(run, "--map split").placement == "map"
-    shell.user_ns["split"] = 5
-    assert "split cannot be read" in refusal(run, f"{CHECK} --map split")
+
+
+HELD = {
+    "number": 1,
+    "numpy's": np.int64(1),
+    "text": "cuda:1",
+    "digits": "1",
+    "JSON": '{"": 1}',
+    "device": torch.device("cuda:1"),
+    "name": "one map.json",
+    "path": Path("one map.json"),
+    "plan's": {"": torch.device("cuda", 1)},
+}
+
+
+@pytest.mark.parametrize("how", HELD)
+def test_whatever_says_where_a_model_goes_may_be_in_a_variable(run, shell, how):
+    Path("one map.json").write_text('{"": 1}')
+    shell.user_ns["held"] = HELD[how]
+    for typed in ("held", "{{held}}"):
+        found = report(run, f"--map {typed}")
+        assert found.placement == "map"
+        assert [bool(gpu.peak_bytes) for gpu in found.gpus] == [False, True]
+
+
+@pytest.mark.parametrize("held", [None, [1], 1.5, True, b"cpu", torch.device("meta"), object()])
+def test_a_variable_that_says_no_place_is_named(run, shell, held):
+    shell.user_ns["held"] = held
+    said = refusal(run, f"{CHECK} --map held")
+    assert said.startswith("UsageError: held is a variable. The device map is wrong: ")
+    assert "is not a device. A device is a number such as 0" in said
+    Path("held").write_text('{"": 1}')  # a file comes before such a variable
+    assert report(run, "--map held").placement == "map"
+
+
+def test_words_of_map_itself_come_before_variables(run, shell):
+    shell.user_ns |= {"auto": {"": "cpu"}, "cpu": "cuda:1", "plan": 1}
+    assert report(run, "--map auto").placement == "auto"
+    assert report(run, "--map plan").placement == "plan"
+    assert not any(gpu.peak_bytes for gpu in report(run, "--map cpu").gpus)
 
 
 def test_without_a_model_the_one_in_use_which_stays_as_it_is(run, shell, tiny, photo):

@@ -136,6 +136,24 @@ def test_a_map_or_plan_in_a_variable_reaches_the_server(run, shell, port):
     shell.user_ns |= {"empty": {}, "auto": {"": "cpu"}}
     assert "--map auto" in run("%glm4v serve demo --map auto --print")  # a word of --map itself
     assert "--map auto is not here" not in run("%glm4v serve --map auto --print")
+    shell.user_ns |= {
+        "device": torch.device("cpu"),
+        "number": 1,
+        "text": "cuda:1",
+        "gone": "a.json",
+    }
+    shell.user_ns |= {"way": "auto", "file": "plan.json", "none": None}
+    for name, told in (("device", {"": "cpu"}), ("number", {"": 1}), ("text", {"": 1})):
+        words = shlex.split(run(f"%glm4v serve demo --map {name} --print"))
+        assert read_given(words[words.index("--map") + 1]) == told
+    assert "demo --map auto" in run("%glm4v serve demo --map way --print")
+    run("%glm4v plan demo-4.6v --gpus 2x1GiB --save plan.json")
+    assert "server demo-4.6v --map plan.json" in run("%glm4v serve --map file --print")
+    assert "demo --map a.json" in run("%glm4v serve demo --map gone --print")
+    assert "none is a variable. The" in run("%glm4v serve demo --map none --print", fails=True)
+    for name in ("gone", "nosuch"):
+        screen = run(f"%glm4v serve --map {name} --print", fails=True)
+        assert "is not here, so that the model it is for is not known." in screen
     screen = run("%glm4v serve --map nosuch.json --print", fails=True)
     assert "--map nosuch.json is not here, so that the model it is for is not known." in screen
     assert "Name the model: %glm4v serve MODEL --map nosuch.json." in screen

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.errors import DeviceMapError, OptionError
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.model import Architecture
 from glm4v_magic.core.options import PlacementFields, of_group
@@ -30,7 +30,7 @@ from glm4v_magic.notebook.render.plans.device_map import device_map_html
 from glm4v_magic.notebook.render.plans.machines import machines_bundle
 from glm4v_magic.notebook.render.plans.plan import plan_bundle
 from glm4v_magic.notebook.render.progress import line_bundle
-from glm4v_magic.outside import expanded, is_folder
+from glm4v_magic.outside import expanded, is_file, is_folder
 from glm4v_magic.planning.decision import make_plan, unseen
 from glm4v_magic.planning.files import PLANNED, read_given
 from glm4v_magic.planning.machines import MachineFit, machines
@@ -40,6 +40,8 @@ __all__ = [
     "as_options",
     "given_map",
     "json_file",
+    "named_map",
+    "names_a_file",
     "placement_options",
     "plan",
     "show_written",
@@ -131,15 +133,54 @@ def given_map(typed: str | None, names: Mapping[str, Any]) -> GivenMap | None:
     """Return what ``--map`` names: a word for a way to place a model, or a plan or map.
 
     Args:
-        typed: the word, or the name of a file or of a variable with a plan or a map.
+        typed: as `named_map` takes it.
         names: variables of the notebook.
     """
-    if typed is None or typed in PLANNED:
+    named = named_map(typed, names)
+    return None if named is None else read_given(named) or named
+
+
+def named_map(typed: str | None, names: Mapping[str, Any]) -> GivenMap | None:
+    """Return the value of the variable that ``--map`` names, or else the word itself.
+
+    A variable may hold whatever `load(device_map=...)` takes. Words for ways and devices are
+    themselves, and a file comes before a variable that holds neither a plan nor a map.
+
+    Args:
+        typed: a word for a way to place a model or for a device, a map in JSON, or the name of a
+            file or variable.
+        names: variables of the notebook.
+
+    Raises:
+        DeviceMapError: if the variable holds nothing that says where a model goes.
+    """
+    if typed is None or typed not in names or typed in PLANNED:
         return typed
-    held = names.get(typed)
-    if isinstance(held, Plan | Mapping):
-        return read_given(held)
-    return read_given(typed)
+    held: GivenMap = names[typed]
+    if not isinstance(held, Plan | Mapping):
+        if not names_a_file(typed) or is_file(expanded(typed)):
+            return typed
+        try:
+            names_a_file(held)
+        except DeviceMapError as error:
+            error.what = f"{typed} is a variable. {error.what}"
+            raise
+    return held
+
+
+def names_a_file(given: GivenMap) -> bool:
+    """Tell whether a device map is the name of a file, there or not; `read_given` reads it.
+
+    Raises:
+        DeviceMapError: if it is neither that nor anything else that says where a model goes.
+    """
+    from glm4v_magic.planning.given_map import whole
+
+    if isinstance(given, Plan | Mapping):
+        return False
+    if isinstance(given, str) and (given in PLANNED or given.lstrip().startswith("{")):
+        return False
+    return whole(given) is None
 
 
 def json_file(name: str | None, option: str) -> Path | None:

@@ -6,6 +6,7 @@ import errno
 import importlib.metadata
 import importlib.util
 import json
+import os
 import shutil
 import socket
 from argparse import Namespace
@@ -31,7 +32,12 @@ from glm4v_magic.hardware.usable import gpus_here
 from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.context import Context
-from glm4v_magic.notebook.commands.plan import as_options, given_map, placement_options
+from glm4v_magic.notebook.commands.plan import (
+    as_options,
+    named_map,
+    names_a_file,
+    placement_options,
+)
 from glm4v_magic.notebook.draft import option_words
 from glm4v_magic.notebook.engine_commands import EngineCommand, Wanted, command_of, with_gpus
 from glm4v_magic.notebook.launched import LaunchedServer
@@ -40,7 +46,7 @@ from glm4v_magic.notebook.own_options import OWN
 from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.outside import expanded, is_file
 from glm4v_magic.planning.decision import decide
-from glm4v_magic.planning.files import PLANNED
+from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.followed import planned_gpus
 from glm4v_magic.planning.precision import require_quantizable
 
@@ -81,14 +87,13 @@ def serve(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
         %glm4v serve zai-org/GLM-4.6V --engine sglang --gpus 4x80GiB --context 16384 --print
     """
     engine = arguments.engine or OWN["engine"].default
-    word = arguments.device_map
-    is_held = word not in PLANNED and isinstance(names.get(word), Plan | Mapping)
-    is_here = is_held or (word is not None and is_file(expanded(word)))
-    given = given_map(word, names) if is_here else None  # a server elsewhere may have it
-    if arguments.model is None and not is_here and str(word).endswith(".json"):
+    named = named_map(arguments.device_map, names)
+    given = _read_here(named)
+    if arguments.model is None and given is None and named is not None:
+        shown = printable(str(named))
         raise OptionError(
-            f"--map {printable(word)} is not here, so that the model it is for is not known.",
-            f"Name the model: %glm4v serve MODEL --map {printable(word)}.",
+            f"--map {shown} is not here, so that the model it is for is not known.",
+            f"Name the model: %glm4v serve MODEL --map {shown}.",
         )
     model = context.named_in(arguments, given)
     if is_address(model):
@@ -99,8 +104,9 @@ def serve(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
     place = _place(arguments)
     values = {option.name: getattr(arguments, option.name) for option in of_command("serve")}
     values |= context.made_of(arguments, given)
-    if is_held:
-        values["device_map"] = _as_text(given)
+    if named is not arguments.device_map:  # a variable, which a server does not have
+        is_text = isinstance(named, str | os.PathLike)
+        values["device_map"] = str(named) if is_text else _as_text(given)
     command = _command(engine, model, arguments, values, given, place)
     if arguments.print:
         print(command)  # noqa: T201  to be copied, as it is
@@ -193,6 +199,13 @@ def _is_host(place: _Place) -> bool:
         return False
     port = url.port or 80  # which httpx leaves out
     return bool(url.host) and port == place.port and url.path == "/v1" and not url.userinfo
+
+
+def _read_here(named: GivenMap | None) -> GivenMap | None:
+    """Return a plan or map; ``None`` of a file that is not here: a server elsewhere may have it."""
+    if named is None or (names_a_file(named) and not is_file(expanded(str(named)))):
+        return None
+    return read_given(named) or named  # a word is itself
 
 
 def _as_text(given: GivenMap | None) -> str:
