@@ -352,6 +352,9 @@ COMMON: Mapping[str, str] = {
         "4-bit weights ({size} instead of {before}) fit ({option:quantize=4bit})"
     ),
     "four_bit_does_not_fit": ("4-bit weights ({size} instead of {before}) do not fit either"),
+    "host_allows_less": (
+        "offloading takes {size} of host memory, and {named:max_memory} allows {allowed}"
+    ),
     "offloading_does_not_fit": (
         "offloading every layer that may be offloaded does not make it fit"
     ),

@@ -200,6 +200,7 @@ def _of_a_split(options: PlacementOptions) -> dict[str, Any]:
         "reserve": None if options.reserve is None else _bytes(options.reserve),
         "pin": dict(options.pin),
         "split_vision": options.split_vision,
+        "host_bytes": None if options.host_memory is None else _bytes(options.host_memory),
     }
 
 

@@ -56,6 +56,7 @@ def plan(
     order: Literal["auto", "given"] | Sequence[int] = "auto",
     split_vision: bool | None = None,
     offload: bool = False,
+    host_bytes: int | None = None,
 ) -> Plan:
     """Decide which GPU each unit of a model lives on.
 
@@ -82,6 +83,8 @@ def plan(
         offload: if no split fits, keep some units in host memory; their weights are copied to the
             GPU whenever they run. Vision layers go first (once per image), then decoder layers
             (once per token) unless they are quantised, then the embedding.
+        host_bytes: bytes of host memory for these, of which the ways out of a model that does not
+            fit take account; by default there is no limit.
 
     Raises:
         DoesNotFitError: if no split fits.
@@ -101,6 +104,7 @@ def plan(
         pin=pin,
         order=order,
         split_vision=split_vision,
+        host_bytes=host_bytes,
     )
     if not task.gpus:
         require_whole_blocks(shape, asked.quantize, ("cpu",))
@@ -126,6 +130,7 @@ def task_of(
     pin: Mapping[str, int] | None = None,
     order: Literal["auto", "given"] | Sequence[int] = "auto",
     split_vision: bool | None = None,
+    host_bytes: int | None = None,
 ) -> Task:
     """Return the checked arguments of `plan`, the workload filled in; errors as there."""
     require_workload(shape, workload)
@@ -150,6 +155,7 @@ def task_of(
         pins,
         order == "auto",
         True if any(name.startswith("vision.") for name in pins) else split_vision,
+        host_bytes,
     )
     if gpus:
         _check_pins(task)

@@ -61,7 +61,11 @@ NOTICEABLE = Fraction(19, 20)
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Checked arguments of `plan`, by the same names."""
+    """Checked arguments of `plan`, by the same names.
+
+    Attributes:
+        host_bytes: bytes of host memory for weights; ``None`` for no limit.
+    """
 
     shape: ModelShape
     gpus: tuple[GPU, ...]
@@ -72,6 +76,7 @@ class Task:
     pin: Mapping[str, int]
     any_order: bool
     split_vision: bool | None
+    host_bytes: int | None = None
 
     @property
     def budgets(self) -> list[Budget]:

@@ -34,6 +34,7 @@ _NO_WAYS = frozenset(
         "four_bit_still_short",
         "four_bit_does_not_fit",
         "offloading_does_not_fit",
+        "host_allows_less",
     }
 )
 """Codes of what was tried and does not help."""
@@ -107,7 +108,7 @@ def _shorter_context(task: Task, offload: bool, image_size: int | None) -> Remar
             split = best_split(shorter) if can_fit(shorter) else None
         except OptionError:  # too short for the images, whatever the GPUs
             return None
-        return offloaded_split(shorter) if split is None and offload else split
+        return _offloaded(shorter) if split is None and offload else split
 
     def is_possible(context: int) -> bool:
         try:
@@ -168,9 +169,9 @@ def _four_bit(task: Task) -> Remark:
         return remark("four_bit_does_not_fit", size=after, before=before)
     if split.fits:
         return remark("four_bit_fits", size=after, before=before, fullness=split.percent)
-    offloaded = offloaded_split(quantised)
+    offloaded = _offloaded(quantised)
     if offloaded is not None:
-        away = sized(sum(unit.weight_bytes for unit in offloaded.away))
+        away = sized(_away_bytes(offloaded))
         return remark(
             "four_bit_and_offloading_fit",
             size=after,
@@ -202,7 +203,10 @@ def _offload(task: Task, tried: bool) -> Remark:
     if split is None:
         return remark("offloading_does_not_fit")
     per_token = sum(unit.weight_bytes for unit in split.away if not unit.in_tower)
-    total = sum(unit.weight_bytes for unit in split.away)
+    total = _away_bytes(split)
+    if not _has_room(task, split):
+        allowed = sized(task.host_bytes or 0)
+        return remark("host_allows_less", size=sized(total), allowed=allowed)
     bus = bus_of_offloaded(task, split)
     seconds = bus.seconds(per_token or total)
     if per_token:
@@ -211,6 +215,21 @@ def _offload(task: Task, tried: bool) -> Remark:
             "offloading_fits", size=size, per_token=crossing, seconds=seconds, bus=bus.name
         )
     return remark("offloading_tower_fits", size=sized(total), seconds=seconds, bus=bus.name)
+
+
+def _offloaded(task: Task) -> Split | None:
+    """Return the split with offloaded layers; ``None`` if none fits, or the host has no room."""
+    split = offloaded_split(task)
+    return split if split is not None and _has_room(task, split) else None
+
+
+def _has_room(task: Task, split: Split) -> bool:
+    """Tell whether host memory may hold what a split offloads."""
+    return task.host_bytes is None or _away_bytes(split) <= task.host_bytes
+
+
+def _away_bytes(split: Split) -> int:
+    return sum(unit.weight_bytes for unit in split.away)
 
 
 def _restored(task: Task) -> Task:

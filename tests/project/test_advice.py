@@ -183,7 +183,7 @@ FACTS = {
     "bfloat16_on_cpu", "context_shortened",
     "embedding_offloaded", "experts_together", "four_bit_does_not_fit", "four_bit_still_short",
     "fp8_restored",
-    "fp8_stays", "gpus_chosen", "layers_offloaded", "names_translated",
+    "fp8_stays", "gpus_chosen", "host_allows_less", "layers_offloaded", "names_translated",
     "no_context_fits", "no_room_for_kept", "no_shorter_context_fits",
     "offloading_does_not_fit", "orders_not_all_tried", "planned_with_adapter",
     "replaced_meanwhile", "scheme_restored",
@@ -327,6 +327,7 @@ def assert_hopeless(model: Any, given: dict[str, Any], code: str) -> None:
         "no_context_fits": {"context": 256},
         "no_shorter_context_fits": {"context": max(given["images"] * 1700, 1)},
         "offloading_does_not_fit": {"offload": True},
+        "host_allows_less": {"offload": True},
         "four_bit_still_short": {"quantize": "4bit"},
         "four_bit_does_not_fit": {"quantize": "4bit"},
     }[code]
@@ -354,11 +355,14 @@ def test_ways_out_of_a_plan_that_does_not_fit():
         {"gpus": "2x8GiB"},
         {"gpus": "1x11GiB", "offload": True},
         {"gpus": "1x9GiB", "quantize": "4bit"},
+        {"gpus": "1x11GiB", "quantize": "4bit", "max_memory": {"cpu": "0GiB"}},
+        {"gpus": "1x12GiB", "max_memory": {"cpu": 0}},
         {"gpus": "1x2GiB", "quantize": "4bit", "offload": True},
     ]
     seen = set().union(*(ways_work(NINE_B, {"images": 1, **scene}) for scene in scenes))
     assert seen == PLANNER
-    assert {"images": 1, **scenes[-1]} in NOT_HELPED
+    for not_helped in scenes[-3:]:
+        assert {"images": 1, **not_helped} in NOT_HELPED
 
 
 @pytest.mark.parametrize("name", ["GLM-4V-9B", "GLM-4.1V-9B-Thinking", "GLM-4.5V"])
@@ -376,6 +380,7 @@ def test_ways_out_on_random_machines(name):
             "offload": draw.random() < 0.2,
             "quantize": draw.choice([None, None, "8bit"]) if model.shape().quantizable else None,
         }
+        given["max_memory"] = draw.choice([None, None if given["offload"] else {"cpu": 0}])
         taken += bool(ways_work(model, given))
     assert taken > 2
 
