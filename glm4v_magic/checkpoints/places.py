@@ -7,6 +7,7 @@ by the names under which a checkpoint may have been downloaded; no network reque
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,33 @@ from glm4v_magic.checkpoints import hub
 from glm4v_magic.checkpoints.foreign import file_refusal
 from glm4v_magic.checkpoints.names import Named, demo_named, named
 from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
-from glm4v_magic.core.hub_page import MAIN_BRANCHES
+from glm4v_magic.core.hub_page import MAIN_BRANCHES, HubPage
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.server_address import is_address_without_scheme, refuse_address
 from glm4v_magic.core.wording import printable
 from glm4v_magic.outside import SHUT, expanded, is_shut, is_there
 
-__all__ = ["Place", "find_place", "folders_beside", "not_found", "refuse_revision"]
+__all__ = [
+    "Place",
+    "cached_elsewhere",
+    "find_place",
+    "folders_beside",
+    "not_found",
+    "refuse_revision",
+]
 
 _DOT = "___"  # what ModelScope writes into folders for a dot of a name
+
+_NAME = r"[A-Za-z0-9][\w.-]*"
+_IN_CACHES = tuple(
+    re.compile(pattern)
+    for pattern in (
+        rf"(?:^|/)models(?:--|/)(?P<owner>{_NAME}?)--(?P<name>{_NAME})"
+        r"(?:/snapshots(?:/(?P<revision>[\w.-]+))?)?$",
+        rf"(?:^|/)modelscope/(?:hub/models|hub|models)/(?P<owner>{_NAME})/(?P<name>{_NAME})$",
+    )
+)
+"""Where caches of the hub and of ModelScope have a repository, in older layouts and today's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +147,21 @@ def _of_main(snapshots: Path) -> list[Path]:
     found = hub.revisions_in(snapshots)
     main = [found[each] for each in reversed(MAIN_BRANCHES) if each in found]
     return main or (list(found.values()) if len(found) == 1 else [])
+
+
+def cached_elsewhere(path: str) -> HubPage | None:
+    """Return the repository that a path in the cache of a download is of, perhaps elsewhere.
+
+    Args:
+        path: a path of any machine, Windows' included; ``None`` is returned for any other.
+    """
+    plain = path.replace("\\", "/").rstrip("/")
+    found = next(filter(None, (pattern.search(plain) for pattern in _IN_CACHES)), None)
+    if found is None:
+        return None
+    parts = found.groupdict()
+    revision = None if parts.get("revision") in MAIN_BRANCHES else parts.get("revision")
+    return HubPage(f"{parts['owner']}/{parts['name'].replace(_DOT, '.')}", revision)
 
 
 def _modelscope_roots() -> Iterator[Path]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from glm4v_magic.checkpoints.foreign import refuse_foreign_folder
 from glm4v_magic.checkpoints.hub import ADAPTER_WEIGHTS, CONFIGS
 from glm4v_magic.checkpoints.names import named, named_in_path
-from glm4v_magic.checkpoints.places import Place, find_place, not_found
+from glm4v_magic.checkpoints.places import Place, cached_elsewhere, find_place, not_found
 from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.hub_page import is_hub_page, read_hub_page
 from glm4v_magic.core.model_shape import MadeOf
@@ -66,6 +66,9 @@ class Source:
         if self.place.published is not None:
             known.add(self.place.published.name.lower())
         names = {_last_part(trained_on), (named_in_path(trained_on) or "").lower()}
+        cached = cached_elsewhere(trained_on)
+        if cached is not None and cached.revision == self.revision:
+            names.add(_last_part(cached.repository))
         return "" if not trained_on or names & known else trained_on
 
     def missing(self) -> CheckpointError:
@@ -113,7 +116,7 @@ def _wanted(adapter: Adapter, base: str) -> str:
 
 def _likely(base: str) -> str:
     """Return another name of a published model that a base seems to be, or else ``FOLDER``."""
-    page = read_hub_page(base)
+    page = read_hub_page(base) or cached_elsewhere(base)
     repository = base if page is None else page.repository
     name = named_in_path(repository)
     known = None if name is None else named(name)
@@ -283,6 +286,25 @@ def _only(place: Place) -> Path:
     )
 
 
+def _base_here(adapter: Adapter) -> tuple[str, str | None]:
+    """Return where the base of an adapter may be here, and its revision.
+
+    A path may be relative to where it was trained, or to the adapter. One in the cache of another
+    machine tells a repository, of which another revision may be in the cache here.
+    """
+    text = adapter.base
+    for around in (adapter.folder.parent, adapter.folder):
+        if not is_folder(text) and is_folder(around / text):
+            return str(around / text), None
+    cached = None if is_there(expanded(text)) else cached_elsewhere(text)
+    if cached is not None:
+        is_here = find_place(cached.repository, cached.revision).folders
+        return cached.repository, cached.revision if is_here else None
+    repository, revision = _repository(text)
+    is_repository = "/" in repository and not is_there(expanded(repository))
+    return repository, adapter.base_revision if is_repository and revision is None else revision
+
+
 def _with_base(name: str, adapter: Adapter, base: str | os.PathLike[str] | None) -> Source:
     """Find the base of an adapter.
 
@@ -301,15 +323,7 @@ def _with_base(name: str, adapter: Adapter, base: str | os.PathLike[str] | None)
         )
     text = adapter.base if base is None else os.fspath(base)
     with _naming(adapter, text):
-        # A path in the file may be relative to where it was trained, or to the adapter.
-        beside = adapter.folder.parent / text
-        if base is None and not is_folder(text) and is_folder(beside):
-            repository, revision = str(beside), None
-        else:
-            repository, revision = _repository(text)
-            is_repository = "/" in repository and not is_there(expanded(repository))
-            if base is None and revision is None and is_repository:
-                revision = adapter.base_revision
+        repository, revision = _base_here(adapter) if base is None else _repository(text)
         found = find_place(repository, revision)
         for folder in found.folders:
             _require_config(folder)

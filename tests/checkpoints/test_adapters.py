@@ -20,6 +20,7 @@ from transformers import AutoModelForImageTextToText
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.glm4v_9b import layout
+from glm4v_magic.checkpoints.places import cached_elsewhere
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import CheckpointError, DeviceMapError, OptionError
 from glm4v_magic.core.events import Finished
@@ -1115,6 +1116,53 @@ def test_the_revision_of_the_base_is_that_of_the_training(adapter, monkeypatch):
     assert resolve(adapter, base="me/base").folder.name == "0" * 40
     edit(adapter, base_model_name_or_path=str(golden.CHECKPOINT), revision="v1")
     assert resolve(adapter).folder == golden.CHECKPOINT  # a folder has none
+
+
+ELSEWHERE = {
+    "/root/.cache/huggingface/hub/models--me--My-GLM-4.1V/snapshots/" + "1" * 40: "1",
+    "/root/.cache/huggingface/hub/models--me--My-GLM-4.1V/snapshots/" + "2" * 40: "0",
+    r"C:\Users\me\hub\models--me--My-GLM-4.1V\snapshots\main": "0",
+    "/mnt/workspace/.cache/modelscope/hub/models/me/My-GLM-4___1V": "0",
+    "/mnt/workspace/.cache/modelscope/hub/me/My-GLM-4.1V/": "0",
+    "/mnt/workspace/.cache/modelscope/models/me--My-GLM-4.1V/snapshots/master": "0",
+}
+
+
+@pytest.mark.parametrize(("base", "commit"), ELSEWHERE.items())
+def test_a_base_in_the_cache_of_another_machine_is_found_in_the_cache_here(
+    adapter, monkeypatch, base, commit
+):
+    root = adapter.parent / "hub" / "models--me--My-GLM-4.1V"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root.parent))
+    edit(adapter, base_model_name_or_path=base)
+    with pytest.raises(CheckpointError, match=r"which is not here\. .*base=\"FOLDER\""):
+        resolve(adapter)
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text("0" * 40)
+    for each in "01":
+        shutil.copytree(golden.CHECKPOINT, root / "snapshots" / (each * 40))
+    found = resolve(adapter)
+    assert found.folder.name == commit * 40
+    assert architecture(adapter).shape().max_context == 256
+    facts = gather((), model=str(adapter))
+    assert (facts.is_here, facts.fault) == (True, None)
+    noted = "trained on" in " ".join(map(str, found.load(dtype=torch.float32).notes))
+    assert noted is ("2" * 40 in base)
+
+
+@pytest.mark.parametrize(
+    "path", ["/x/y", "me/My-GLM", "/data/modelscope/me/c", "models--a", "/x/models--me--b/c/d"]
+)
+def test_other_paths_are_of_no_cache(path):
+    assert cached_elsewhere(path) is None
+
+
+def test_a_base_beside_the_adapter_or_relative_to_it(adapter):
+    shutil.copytree(golden.CHECKPOINT, adapter.parent / "base")
+    shutil.copytree(golden.CHECKPOINT, adapter / "own")
+    for base, folder in (("base", "base"), ("../base", "base"), ("own", "a/own")):
+        edit(adapter, base_model_name_or_path=base)
+        assert resolve(adapter).folder.samefile(adapter.parent / folder)
 
 
 def test_nothing_else_is_said(adapter):
