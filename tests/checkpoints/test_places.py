@@ -16,6 +16,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
 
 import glm4v_magic.checkpoints
 from glm4v_magic.checkpoints import resolve
@@ -574,6 +575,43 @@ def test_a_pickle_that_was_cut_short(tmp_path):
         os.truncate(file, size)
         with pytest.raises(CheckpointError, match=r"pytorch_model.bin"):
             resolve(folder)
+
+
+@pytest.mark.parametrize(("before", "after"), [("bfloat16", "float16"), ("float32", "bfloat16")])
+def test_a_model_that_was_saved_in_another_dtype_has_that(native, tmp_path, before, after):
+    """transformers leaves the dtype of the text part in config.json as it was loaded."""
+    source, folder = native("glm46v"), shutil.copytree(native("glm46v"), tmp_path / "saved")
+    model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, before))
+    model.to(getattr(torch, after)).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["dtype"], config["text_config"]["dtype"]) == (after, before)
+    assert architecture(folder).shape().dtype == after
+    known = architecture(folder)
+    made = make_plan(known, PlacementOptions(gpus="1x1GiB", context=256))
+    assert made.workload.dtype == after
+    saved = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").state_dict()
+    loaded = resolve(folder).load(dtype=getattr(torch, made.workload.dtype)).model.state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in saved.items())
+
+
+@pytest.mark.parametrize("kind", ["chatglm", "glm46v", "glm_ocr", "glm5_next"])
+def test_which_dtype_of_a_configuration_counts(native, tmp_path, kind):
+    source = golden.CHECKPOINT if kind == "chatglm" else native(kind)
+    config = json.loads((source / "config.json").read_text())
+    for at, text, expected in (
+        ({"dtype": "float16", "torch_dtype": "float32"}, {}, "float16"),
+        ({"torch_dtype": "float16"}, {"dtype": "bfloat16"}, "float16"),
+        ({}, {"dtype": "float16"}, "float16"),
+        ({}, {"torch_dtype": "float16"}, "float16"),
+    ):
+        given = {key: each for key, each in config.items() if key not in ("dtype", "torch_dtype")}
+        given |= at
+        if "text_config" in given:
+            given["text_config"] = {**given["text_config"], "dtype": None, **text}
+        elif not at:
+            continue
+        (tmp_path / "config.json").write_text(json.dumps(given))
+        assert architecture(tmp_path).shape().dtype == expected
 
 
 def test_a_vocabulary_that_has_grown(tmp_path):

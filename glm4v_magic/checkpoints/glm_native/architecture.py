@@ -273,7 +273,10 @@ class NativeArchitecture:
         text, vision = self.text, self._vision
         merge = vision["spatial_merge_size"]
         visual_tokens = self._limits.most + 2  # with start and end
-        dtype = text.get("dtype") or self.config.get("dtype") or self.config.get("torch_dtype")
+        # transformers writes the dtype of saved weights at the top, and leaves that of the text
+        # part as it was before.
+        given = (part.get(key) for part in (self.config, text) for key in ("dtype", "torch_dtype"))
+        dtype = next(filter(None, given), "bfloat16")
         shape = ModelShape(
             name=self.name,
             units=(
@@ -286,7 +289,7 @@ class NativeArchitecture:
                 *(hybrid_units if self._is_hybrid else text_units)(text, self._kept_fp8()),
             ),
             vision_modules=(VISION,),
-            dtype=str(dtype or "bfloat16"),
+            dtype=str(dtype),
             max_context=text["max_position_embeddings"],
             patches=self._limits.most * merge**2,
             visual_tokens=visual_tokens,
