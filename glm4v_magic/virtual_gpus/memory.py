@@ -120,7 +120,7 @@ class MemoryLedger:
 
         Raises:
             torch.OutOfMemoryError: with CUDA's text, if the GPU is too small.
-            RuntimeError: with CUDA's text, in a process that was forked.
+            RuntimeError: with CUDA's text and a word more, in a process that was forked.
         """
         if self.is_forked:  # before the lock, which another thread may have held
             raise RuntimeError(_FORKED)
@@ -213,10 +213,10 @@ class MemoryLedger:
         )
 
 
-# torch/cuda/__init__.py
+# torch/cuda/__init__.py, and what else it takes here
 _FORKED = (
     "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, you must "
-    "use the 'spawn' start method"
+    "use the 'spawn' start method; virtual GPUs are made there by a block of its own."
 )
 
 
