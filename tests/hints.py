@@ -8,6 +8,7 @@ what a function returns, here or in another module. Parts that are known at run 
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -339,3 +340,113 @@ def _places(call: ast.Call) -> Iterator[tuple[ast.expr, Way]]:
     for each in call.keywords:
         if each.arg in ("hint", "next_step"):
             yield each.value, ()
+
+
+# Advice that is no hint: in errors of Python's own kinds, warnings, logs, and what is shown.
+
+_LOGS = {"warning", "error", "exception", "info", "critical"}
+_OWN_WORDS = (
+    "core/options.py",
+    "core/remarks.py",
+    "next_steps.py",
+    "own_options.py",
+    "arguments.py",
+)
+"""Modules whose texts are those of options, or have codes."""
+
+_COMMAND = re.compile(
+    r"%[a-z]\w|(?<![-\w(])--[a-z]\w|\bpip install\b|\bulimit\b|\bCtrl-C\b|\bpython -m\b|\bagain\b"
+)
+_NO_VERBS = {
+    "a", "all", "an", "are", "bfloat", "clips", "config", "cpu", "deepspeed", "did", "different",
+    "does", "each", "every", "folders", "for", "from", "fsdp", "gpu", "gpus", "has", "if", "image",
+    "images", "in", "index", "integers", "is", "it", "its", "known", "models", "neither", "no",
+    "none", "not", "nothing", "np", "of", "on", "one", "only", "options", "owner", "pip", "python",
+    "question", "quotes", "ray", "session", "such", "text", "that", "the", "their", "there",
+    "these", "they", "this", "to", "values", "was", "weights", "what", "where", "which", "with",
+    "without",
+}  # fmt: skip
+_MORE_VERBS = {"export", "go", "hand", "pad", "restart", "unset"}
+
+
+@cache
+def verbs() -> frozenset[str]:
+    """Return the words that hints begin with, which tell what to do."""
+    sentences = (each for _, text in hints() for each in re.split(r"(?<=[.;:])\s+", text))
+    words = {found[0].lower() for each in sentences if (found := re.match(r"[A-Za-z]+", each))}
+    return frozenset(words - _NO_VERBS | _MORE_VERBS)
+
+
+def tells_to_do(text: str) -> bool:
+    """Tell whether a part of a text begins with a verb of a hint, or names a command."""
+    parts = re.split(r"[.;:,!?(]\s+|\(|\b(?:or|and|then)\s+", text)
+    first = (re.match(r"[A-Za-z]+(?=\s)", each.strip()) for each in parts)
+    return bool(_COMMAND.search(text)) or any(
+        found is not None and found[0].lower() in verbs() for found in first
+    )
+
+
+@cache
+def in_errors_of_python() -> frozenset[str]:
+    """Return the texts of errors and warnings of Python's own kinds, and of lines of logs."""
+    found = set()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        known = module(file)
+        for function, call in _calls(known):
+            if _is_of_python(call):
+                found |= Reader(known, function).texts(call.args[0])
+    return frozenset(each for each in found if " " in each and re.search(r"[^\W\d_]{2}", each))
+
+
+def _is_of_python(call: ast.Call) -> bool:
+    name = getattr(call.func, "id", "") or getattr(call.func, "attr", "")
+    owner = getattr(getattr(call.func, "value", None), "id", "")
+    is_error = isinstance(getattr(builtins, name, None), type) and name.endswith(
+        ("Error", "Warning", "Exception")
+    )
+    is_logged = owner.endswith("log") and name in _LOGS
+    is_other = name in ("UsageError", "warn", "OutOfMemoryError")
+    return bool(call.args) and (is_error or is_logged or is_other)
+
+
+@cache
+def in_passing() -> frozenset[str]:
+    """Return the other texts that tell to do something, wherever they are written in the package.
+
+    Such as those that are printed or shown, notes on a model, and what errors say has happened.
+    """
+    found = set()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        if not str(file).endswith(_OWN_WORDS):
+            found |= {text for text in _written(file) if tells_to_do(text)}
+    known = {text for _, text in hints()} | in_errors_of_python()
+    return frozenset(text for text in found if not any(map(_like(text).search, known)))
+
+
+def _like(text: str) -> re.Pattern[str]:
+    """Return the pattern of texts that hold this one, whatever its open parts are."""
+    return re.compile(".*?".join(map(re.escape, text.strip().split(OPEN))), re.DOTALL)
+
+
+def _written(file: Path) -> Iterator[str]:
+    """Yield texts of more than a word that a module writes, without documentation and patterns."""
+    tree = module(file).tree
+    left_out: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr):
+            left_out.add(id(node.value))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "compile":
+            left_out |= {id(each) for each in ast.walk(node)}
+        if isinstance(node, ast.JoinedStr):
+            left_out |= {id(each) for each in node.values}
+    for node in ast.walk(tree):
+        if id(node) in left_out:
+            continue
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            yield node.value
+        if isinstance(node, ast.JoinedStr):
+            text = "".join(
+                str(each.value) if isinstance(each, ast.Constant) else OPEN for each in node.values
+            )
+            if " " in text.strip():
+                yield text

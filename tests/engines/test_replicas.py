@@ -794,7 +794,10 @@ class TestTwoReplicas:
             end(each)
         with pytest.raises(EngineError, match=r"All 2 replicas of demo were lost\. Load it again"):
             two.ask("Hello?", **GREEDY)
+        told = str(status_rows("demo", two.status().info, None))
+        assert told.count("and is lost; load the model again") == 2
         two.load("demo", replicas=2)
+        assert "load the model again" not in str(status_rows("demo", two.status().info, None))
         assert two.ask("Hello?", **GREEDY).text
 
     def test_unload_ends_the_processes(self, two, ray):

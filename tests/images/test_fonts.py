@@ -13,7 +13,7 @@ from glm4v_magic.calls.answer import ImageAnswer
 from glm4v_magic.core.boxes import Box
 from glm4v_magic.core.conversation import Usage
 from glm4v_magic.images import to_image
-from glm4v_magic.images.fonts import lettered
+from glm4v_magic.images.fonts import _of_system, lettered
 
 DEJAVU = Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 WIDE = "\u2135 \N{CYRILLIC SMALL LETTER ZHE}"
@@ -63,6 +63,30 @@ def test_what_no_font_has_is_escaped_and_said_once(only):
         found = lettered([WIDE, f"a{NOWHERE}", "\u2135"], size)
     assert [name for name, _ in found] == ["\\u2135 \\u0436", "a\\U000e0fff", "\\u2135"]
     assert len(said) == 1
+
+
+def test_a_font_such_as_noto_sans_cjk_is_used_once_it_is_installed(monkeypatch):
+    """Found by the name of its file, where Pillow looks."""
+    load, cat = ImageFont.truetype, "\N{CJK UNIFIED IDEOGRAPH-732B}"
+    try:
+        load("NotoSansCJK-Regular.ttc", 12)
+    except OSError:
+        pytest.skip("Noto Sans CJK is not here")
+    installed = []
+
+    def found(name=None, *rest, **more):
+        if isinstance(name, str) and name not in installed:
+            raise OSError("cannot open resource")
+        return load(name, *rest, **more)
+
+    monkeypatch.setattr(ImageFont, "truetype", found)
+    with pytest.warns(UserWarning, match="A font such as Noto Sans CJK is used once it is insta"):
+        assert lettered([cat], 37)[0][0] == "\\u732b"
+    installed.append("NotoSansCJK-Regular.ttc")
+    _of_system.cache_clear()  # as in a kernel that has not looked for it yet
+    ((name, font),) = lettered([cat], 37)
+    assert (name, font.getname()[0][:13]) == (cat, "Noto Sans CJK")
+    _of_system.cache_clear()
 
 
 def test_an_answer_is_drawn_with_them_and_the_warning_is_of_the_users_line(only):

@@ -492,3 +492,15 @@ def test_a_widget_is_closed_even_if_its_static_view_fails_then():
         with pytest.raises(IndexError):
             live.close()
     assert set(open_widgets()) == before
+
+
+def test_a_pin_is_taken_back_by_its_button(tool):
+    tool = tool()
+    before = tool.options
+    tool.controls["to"].value = "cuda:3"
+    assert tool.options.pin == (("vision", 3),)
+    (button,) = tool.pins
+    assert button.tooltip == "take back: vision on cuda:3"
+    button.click()
+    assert tool.options == before
+    assert tool.pins == ()

@@ -1045,15 +1045,16 @@ def runs(text: str) -> set[str]:
 
 
 def quoted_in(test: str) -> str:
-    """Return all text of a test, of its decorators and of the tables that it names."""
+    """Return all text of a test, of its decorators and of the tables and texts that these name."""
     file, _, name = test.partition("::")
     tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
     found = [each for each in ast.walk(tree) if getattr(each, "name", "") == name]
-    names = {getattr(each, "id", "") for part in found for each in ast.walk(part)}
-    for each in tree.body:
-        if isinstance(each, ast.Assign | ast.AnnAssign):
+    tables = [each for each in tree.body if isinstance(each, ast.Assign | ast.AnnAssign)]
+    for part in found:  # which grows
+        names = {getattr(each, "id", "") for each in ast.walk(part)}
+        for each in tables:
             targets = each.targets if isinstance(each, ast.Assign) else [each.target]
-            if found and names & {getattr(one, "id", None) for one in targets}:
+            if each not in found and names & {getattr(one, "id", None) for one in targets}:
                 found.append(each)
     texts = [
         each.value

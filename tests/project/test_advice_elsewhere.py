@@ -494,7 +494,6 @@ NOT_HERE = {
         "Save it as PNG, or install pillow-jxl-plugin and import pillow_jxl.",
         "Save it as a PNG first, or draw it with cairosvg.svg2png. pip install cairosvg",
         "Unpack the image.",
-        "Write it to a file and give the path of that, or save one of its frames as a PNG.",
         "Install pillow-avif-plugin and import pillow_avif.",
     ), OF_IMAGES),
     "DeepSpeed has them in parts: python zero_to_fp32.py . . --safe_serialization":

@@ -383,3 +383,70 @@ def test_advice_in_two_modules_of_a_room(found, tmp_path):
         ("words/module.py:1", "Do this."),
         ("words/more.py:3", "Or that."),
     }
+
+
+IN_ERRORS_OF_PYTHON = {
+    "an error": ('raise ValueError("Do this.")', {"Do this."}),
+    "an error that is not implemented": ('raise NotImplementedError(f"{name}: do this.")',
+                                         {"{}: do this."}),
+    "a constant": ('_THIS = "Do this."\nraise TypeError(_THIS)', {"Do this."}),
+    "a warning": ('warnings.warn("Do this.", stacklevel=2)', {"Do this."}),
+    "a line of a log": ('_log.warning("%s: do this.", name)', {"%s: do this."}),
+    "a usage error": ('raise UsageError("Do this.")', {"Do this."}),
+    "memory that ran out": ('raise torch.OutOfMemoryError("No more.")', {"No more."}),
+    "a log of others": ('other.warning("Do this.")', set()),
+    "an error of the package": ('raise OptionError("Do this.")', set()),
+    "a word": ('raise KeyError("name")', set()),
+    "what is not known": ("raise ValueError(text)", set()),
+}  # fmt: skip
+IN_PASSING = {
+    "what is printed": ('print("Use this.")', {"Use this."}),
+    "behind a statement": ('show(line("It is not there; use this."))',
+                           {"It is not there; use this."}),
+    "with parts": ('show(f"To go on: use {this}.")', {"To go on: use {}."}),
+    "what an error says has happened": ('raise OptionError(f"{name} is one; use two.")',
+                                        {"{} is one; use two."}),
+    "a note": ('info = replace(info, notes=("use this",))', {"use this"}),
+    "a command": ('show("%glm4v unload ends it.")', {"%glm4v unload ends it."}),
+    "an option": ('show("It is there; --continue goes on.")', {"It is there; --continue goes on."}),
+    "what is done again": ('show("run it again")', {"run it again"}),
+    "an entry of a table": ('TABLE = {"a": "use this"}', {"use this"}),
+    "what is": ('show("This is of use.")', set()),
+    "documentation": ('def act():\n    "Use this."', set()),
+    "a pattern": ('re.compile("use this")', set()),
+    "a word": ('show("use")', set()),
+    "a hint": ('raise OptionError("Why.", "Use it so.")', set()),
+    "a part of a hint": ('raise OptionError("Why.", f"Use it: {this}.".strip())', set()),
+    "an error of Python": ('raise ValueError("Use this.")', set()),
+}  # fmt: skip
+
+
+@pytest.fixture
+def elsewhere(found, tmp_path):
+    """Return what `hints` finds in the code of a module that is no hint; "use" begins a hint."""
+    (tmp_path / "verbs.py").write_text('raise OptionError("Why.", "Use that.")')
+    cached = (hints.hints, hints.verbs, hints.in_errors_of_python, hints.in_passing)
+
+    def read(code, function):
+        (tmp_path / "words/module.py").write_text(dedent(code))
+        for each in cached:
+            each.cache_clear()
+        try:
+            return set(function())
+        finally:
+            for each in cached:
+                each.cache_clear()
+
+    return read
+
+
+@pytest.mark.parametrize("form", IN_ERRORS_OF_PYTHON)
+def test_what_errors_of_python_and_logs_say(elsewhere, form):
+    code, said = IN_ERRORS_OF_PYTHON[form]
+    assert elsewhere(code, hints.in_errors_of_python) == said
+
+
+@pytest.mark.parametrize("form", IN_PASSING)
+def test_what_is_said_in_passing(elsewhere, form):
+    code, said = IN_PASSING[form]
+    assert elsewhere(code, hints.in_passing) == said

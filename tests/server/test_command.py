@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import golden
 import pytest
 from following import follow
 from scripted_engine import ScriptedEngine
-from served import SECONDS, ask, assert_error, begun, question, serving
+from served import SECONDS, ask, assert_error, begun, question, send, serving
 
 import glm4v_magic
 from glm4v_magic.core.errors import EngineError, GenerationInterrupted, OptionError
@@ -205,7 +206,7 @@ class Process:
                 [sys.executable, *words],
                 stdout=subprocess.PIPE, stderr=file, text=True, env=environment,
             )  # fmt: skip
-        line = self.process.stdout.readline()
+        line = self.said = self.process.stdout.readline()
         name = model if model == "demo" else model.name
         found = re.fullmatch(name + r" is served at (http://127\.0\.0\.1:(\d+)/v1)\..*\n", line)
         assert found, self.log
@@ -297,8 +298,40 @@ class TestProcess:
             assert client.getresponse().readline().startswith(b"data: ")
             demo.process.send_signal(signal.SIGINT)
             assert demo.process.wait(60) == 0
+        assert demo.said.endswith(f" is served at {demo.address}. Ctrl-C ends it.\n")
         assert demo.log.splitlines()[-1] == "Stopped."
         assert "Traceback" not in demo.log
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="prlimit is of Linux")
+    def test_with_a_higher_limit_those_that_wait_are_answered(self, tmp_path):
+        """As its log says; what ulimit -n sets for the next one, prlimit sets for this."""
+        import resource  # which Windows has not
+
+        ask_it = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        told = "No more connections can be accepted: Too many open files. Those that wait"
+        with Process(tmp_path / "log") as process, contextlib.ExitStack() as stack:
+            assert send(process, "GET", "/health")[0] == 200  # it has begun to listen
+            number, kind = process.process.pid, resource.RLIMIT_NOFILE
+            before, most = resource.prlimit(number, kind)
+            opened = len(os.listdir(f"/proc/{number}/fd"))
+            resource.prlimit(number, kind, (opened + 2, most))
+            clients = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", process.port), SECONDS))
+                for _ in range(8)
+            ]
+            end = time.monotonic() + SECONDS
+            while told not in process.log and time.monotonic() < end:
+                time.sleep(0.05)
+            assert f"{told} are tried again each second; a higher limit (ulimit -n) helps." in (
+                process.log
+            )
+            clients[-1].sendall(ask_it)
+            clients[-1].settimeout(1.5)
+            with pytest.raises(TimeoutError):
+                clients[-1].recv(1)
+            resource.prlimit(number, kind, (before, most))
+            clients[-1].settimeout(SECONDS)
+            assert clients[-1].recv(12) == b"HTTP/1.1 200"
 
     def test_what_is_left_out_of_a_generation_config_is_in_its_log(self, tmp_path):
         folder = tmp_path / "model"

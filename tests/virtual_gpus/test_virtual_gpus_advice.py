@@ -50,13 +50,15 @@ def gradient_before_a_move() -> None:
     model = nn.Linear(4, 4)
     model(ones("cpu")).sum().backward()
     model.cuda()
-    assert model.weight.grad is not None and model.weight.grad.sum().item() == 64
+    assert model.weight.grad is not None
+    assert model.weight.grad.sum().item() == 64
 
 
 def gradient_of_a_moved_model_on_the_cpu() -> None:
     model = nn.Linear(4, 4).to("cuda")
     model.cpu()(ones("cpu")).sum().backward()
-    assert model.weight.grad is not None and model.weight.grad.sum().item() == 64
+    assert model.weight.grad is not None
+    assert model.weight.grad.sum().item() == 64
 
 
 def lazy_by_default_device() -> None:
@@ -211,6 +213,11 @@ IN_THE_BLOCK: list[tuple[str, Act, Act]] = [
         f"can't convert {{}} device type tensor to numpy. {CPU_FIRST}",
         lambda: ones().numpy(),
         lambda: ones().cpu().numpy().sum() == 16,
+    ),
+    (
+        f"can't convert {{}} device type tensor to numpy. {CPU_FIRST}",
+        lambda: np.asarray(ones()),
+        lambda: np.asarray(ones().cpu()).sum() == 16,
     ),
     (
         f"A tensor on {{}} has no memory that another library could read. {CPU_FIRST}",
