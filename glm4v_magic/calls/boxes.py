@@ -128,10 +128,8 @@ class Frames:
 
 
 def frames_of(videos: Sequence[SourcedVideo]) -> tuple[Frame, ...]:
-    """Return the frames that boxes can be on, each once: those of the only video."""
-    if len(videos) != 1:
-        return ()
-    return tuple({frame.time: frame for frame in videos[0].seen}.values())
+    """Return the frames that boxes can be on: those of the only video."""
+    return videos[0].seen if len(videos) == 1 else ()
 
 
 def marks(

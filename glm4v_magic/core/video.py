@@ -109,8 +109,16 @@ class SourcedVideo:
 
     @property
     def seen(self) -> tuple[Frame, ...]:
-        """Frames that a model was shown last; empty before."""
-        return next(iter(self._kept.values()), ())
+        """Frames that a model was shown last, each once; empty before.
+
+        The last one may have been shown twice, to make a pair.
+        """
+        shown = (
+            pair
+            for (indices, _), frames in self._kept.items()
+            for pair in zip(indices, frames, strict=True)
+        )
+        return tuple(dict(shown).values())
 
     def time(self, index: int) -> float:
         """Return the seconds from the beginning of the clip to a frame."""

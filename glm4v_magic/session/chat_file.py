@@ -365,8 +365,7 @@ def _plain_image(image: SourcedImage) -> dict[str, Any]:
 
 
 def _plain_video(video: SourcedVideo) -> dict[str, Any]:
-    frames = {frame.time: frame for frame in video.seen}  # the last one may be there twice
-    if not frames:
+    if not video.seen:
         raise ConversationError(
             f"No model has seen {video.source} yet: there are no frames of it to write.",
             "Ask about it first.",
@@ -375,7 +374,7 @@ def _plain_video(video: SourcedVideo) -> dict[str, Any]:
         "source": video.source,
         "size": list(video.size),
         "fps": video.fps,
-        "frames": [{"time": time, "png": _png(frame.image)} for time, frame in frames.items()],
+        "frames": [{"time": each.time, "png": _png(each.image)} for each in video.seen],
     }
 
 

@@ -55,6 +55,15 @@ def test_a_cell_shows_the_frames_with_their_times(loaded, shell):
     assert "clip.mp4, 64 x 48 px" in loaded("%glm4v history")
 
 
+def test_a_clip_of_one_frame_has_one_that_was_seen(loaded, shell, clip):
+    write_clip(clip.with_name("one.mp4"), count=1)
+    for words in ("clip.mp4 --from 2.85 --to 2.95", "one.mp4"):
+        assert "the model sees 1 frame of" in loaded(f"%%glm4v {words} {SMALL}\nWhat?")
+        assert len(shell.user_ns["_"].videos[0].seen) == 1
+    loaded(f"%%glm4v --over one.* {SMALL}\nWhat?")
+    assert len(shell.user_ns["_"][0].answer.videos[0].seen) == 1
+
+
 def test_a_chat_file_for_reading_names_the_video(loaded, clip):
     loaded(f"%%glm4v clip.mp4 --fps 2 {SMALL}\nWhat happens?")
     loaded("%glm4v export a.md")

@@ -48,8 +48,7 @@ def video_bundle(videos: Sequence[SourcedVideo]) -> MimeBundle:
 
 
 def _strip(video: SourcedVideo) -> _Strip:
-    # The last one may be there twice, to make a pair.
-    seen = tuple({frame.time: frame for frame in video.seen}.values())
+    seen = video.seen
     name = printable(video.source)
     facts = [f"{name}, {pixels(video.size)}"]
     if seen:
