@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from glm4v_magic.core.errors import CheckpointError, reason
@@ -21,6 +21,7 @@ __all__ = [
     "fetch_adapter",
     "is_offline",
     "names_a_repository",
+    "not_whole",
     "revisions_in",
     "snapshot_in",
 ]
@@ -157,7 +158,7 @@ def _explained(repository: str, revision: str | None) -> Iterator[None]:
     """Turn whatever a download inside the block raises into CheckpointError."""
     from huggingface_hub import errors
 
-    what = repository if revision is None else f"{repository} at {revision}"
+    what = _with_revision(repository, revision)
     try:
         yield
     except errors.GatedRepoError:
@@ -185,12 +186,20 @@ def _explained(repository: str, revision: str | None) -> Iterator[None]:
 def fetch_adapter(repository: str, revision: str | None = None) -> Path | None:
     """Download a repository if it holds an adapter alone; return its folder, or ``None``.
 
-    Raises nothing: the download of the whole model will tell what is wrong with a repository.
+    What is wrong with another repository is told by the download of the whole model. A download
+    that was begun goes on.
+
+    Raises:
+        CheckpointError: if an adapter cannot be downloaded.
     """
-    from huggingface_hub import errors, hf_hub_download, snapshot_download
+    from huggingface_hub import errors, hf_hub_download
 
     if not names_a_repository(repository):
         return None
+    if cached(repository, revision) is not None:
+        with _explained(repository, revision), suppress(errors.EntryNotFoundError):
+            _require_network(repository, revision)  # an adapter has no config.json
+        return download(repository, revision)
     try:
         _require_network(repository, revision)
     except errors.EntryNotFoundError:  # it has no config.json
@@ -201,11 +210,26 @@ def fetch_adapter(repository: str, revision: str | None = None) -> Path | None:
         return None
     try:
         hf_hub_download(repository, CONFIGS[1], revision=revision)
-        return Path(
-            snapshot_download(repository, revision=revision, allow_patterns=list(NEEDED_FILES))
-        )
     except Exception:  # whatever the HTTP client or the disk has to say
         return None
+    return download(repository, revision)
+
+
+def not_whole(repository: str, revision: str | None) -> CheckpointError:
+    """Return the error that a repository was not downloaded to its end, of which nothing is known.
+
+    A load goes on with it, where there is a network.
+    """
+    what = _with_revision(repository, revision)
+    if is_offline():
+        return CheckpointError(*_offline(what))
+    return CheckpointError(
+        f"The download of {what} was stopped before its weights.", "A load goes on with it."
+    )
+
+
+def _with_revision(repository: str, revision: str | None) -> str:
+    return repository if revision is None else f"{repository} at {revision}"
 
 
 def _require_network(repository: str, revision: str | None) -> None:

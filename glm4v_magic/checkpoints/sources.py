@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glm4v_magic.checkpoints import hub
 from glm4v_magic.checkpoints.foreign import refuse_foreign_folder
 from glm4v_magic.checkpoints.hub import ADAPTER_WEIGHTS, CONFIGS
 from glm4v_magic.checkpoints.names import named, named_in_path
@@ -265,10 +266,28 @@ def _refuse_base(text: str, base: object) -> None:
 
 def _with_adapter(place: Place, revision: str | None, fetch: Fetch | None) -> Place:
     """Return a place with the folder of an adapter that has been downloaded for it, if any."""
-    if place.folders or fetch is None or place.published is not None or "/" not in place.text:
+    is_begun = _is_begun(place)
+    if fetch is None and is_begun:
+        raise hub.not_whole(place.text, revision)
+    if place.published is not None or "/" not in place.text:
+        return place
+    if fetch is None or (place.folders and not is_begun):
         return place
     fetched = fetch(place.text, revision)
     return place if fetched is None else replace(place, folders=(fetched,))
+
+
+def _is_begun(place: Place) -> bool:
+    """Tell whether the download of an adapter was stopped before its weights."""
+    if not place.in_cache or not any(is_file(each / CONFIGS[1]) for each in place.folders):
+        return False
+    import_whole(*_READERS)
+    from glm4v_magic.checkpoints.adapters import holds_adapter
+
+    return all(
+        holds_adapter(each) and not any(is_file(each / name) for name in ADAPTER_WEIGHTS)
+        for each in place.folders
+    )
 
 
 def _only(place: Place) -> Path:

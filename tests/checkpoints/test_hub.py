@@ -24,6 +24,7 @@ from huggingface_hub import constants
 
 from glm4v_magic.checkpoints import hub, resolve
 from glm4v_magic.core.errors import CheckpointError, OptionError
+from glm4v_magic.doctor import gather
 
 REPOSITORY = "someone/tiny-glm-4v"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -301,7 +302,9 @@ def test_a_folder_has_no_revision():
             resolve(name, revision="main")
 
 
-def test_an_adapter_is_downloaded_once_and_merged_into_its_base(server, tmp_path):
+@pytest.fixture
+def adapter(server, tmp_path):
+    """An adapter as the repository."""
     from safetensors.torch import save_file
 
     server.folder = tmp_path / "adapter"
@@ -317,6 +320,11 @@ def test_an_adapter_is_downloaded_once_and_merged_into_its_base(server, tmp_path
     parts = {"lora_A": torch.ones(2, 64), "lora_B": torch.ones(64, 2)}
     weights = {f"{module}.{name}.weight": part for name, part in parts.items()}
     save_file(weights, server.folder / "adapter_model.safetensors")
+    return server
+
+
+def test_an_adapter_is_downloaded_once_and_merged_into_its_base(adapter):
+    server = adapter
     with pytest.raises(CheckpointError, match="not in the hub cache"):
         resolve(REPOSITORY)
     found = resolve(REPOSITORY, download=True)
@@ -325,6 +333,52 @@ def test_an_adapter_is_downloaded_once_and_merged_into_its_base(server, tmp_path
     again = resolve(golden.CHECKPOINT, lora=REPOSITORY, download=True)
     assert server.asked == []
     assert again.stamp == found.stamp != resolve(golden.CHECKPOINT).stamp
+
+
+SAME = {"itself": {"model": REPOSITORY}, "onto a model": {"model": "demo", "lora": REPOSITORY}}
+WAYS = {
+    "itself": lambda **more: resolve(REPOSITORY, **more),
+    "onto a model": lambda **more: resolve(golden.CHECKPOINT, lora=REPOSITORY, **more),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("is_link", [False, True])
+def test_the_download_of_an_adapter_that_was_stopped_goes_on(adapter, monkeypatch, way, is_link):
+    look = WAYS[way]
+    expected = look(download=True)
+    (weights,) = Path(constants.HF_HUB_CACHE).glob(
+        "models--*/snapshots/*/adapter_model.safetensors"
+    )
+    weights.resolve().unlink()
+    if not is_link:
+        weights.unlink()
+    adapter.asked.clear()
+    for kind in (look, lambda **more: gather((), **SAME[way], **more)):
+        with pytest.raises(CheckpointError) as caught:
+            kind()
+        what = f"The download of {REPOSITORY} was stopped before its weights."
+        assert str(caught.value) == f"{what} A load goes on with it."
+    assert not adapter.asked
+    with monkeypatch.context() as offline:
+        offline.setattr(constants, "HF_HUB_OFFLINE", True)
+        for more in ({}, {"download": True}):
+            with pytest.raises(CheckpointError, match=r"or not wholly, .* HF_HUB_OFFLINE is set"):
+                look(**more)
+    adapter.asked.clear()
+    assert look(download=True).stamp == expected.stamp
+    assert [path for path in adapter.asked if path.endswith(weights.name)]
+    adapter.asked.clear()
+    assert look().stamp == expected.stamp
+
+
+def test_why_the_weights_of_an_adapter_cannot_be_downloaded_is_said(adapter, monkeypatch):
+    def full(*_arguments, **_more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    with pytest.raises(CheckpointError, match=f"{REPOSITORY} cannot be downloaded: No space left"):
+        resolve(REPOSITORY, download=True)
 
 
 def test_what_is_neither_a_model_nor_an_adapter_is_said_as_before(server):

@@ -365,6 +365,9 @@ CELLS |= {
 RIGHT_FILE = "checkpoints/test_files_put_right.py::test_the_right_file_puts_it_right"
 AS_SAVED = "checkpoints/test_adapters.py::test_an_adapter_as_it_was_saved_is_merged"
 IN_OTHER_TESTS = {
+    "A load goes on with it.": (
+        "checkpoints/test_hub.py::test_the_download_of_an_adapter_that_was_stopped_goes_on"
+    ),
     **dict.fromkeys((
         "Are all files of the same checkpoint?",
         "Config and weights do not belong together; download them again.",
