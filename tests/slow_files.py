@@ -37,6 +37,7 @@ SLOW = {
     "project/test_advice.py": "plans for many machines, and loads",
     "dispatch/test_dispatch.py": "many device maps",
     "doctor/test_doctor.py": "starts interpreters",
+    "doctor/test_doctor_followed.py": "installs packages, and starts interpreters",
     "session/test_comparing.py": "loads models beside others",
     "notebook/test_plan_command.py": "loads and dry runs",
     "checkpoints/test_native_demo.py": "answers hundreds of questions",

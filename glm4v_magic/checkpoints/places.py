@@ -20,7 +20,7 @@ from glm4v_magic.core.hub_page import MAIN_BRANCHES, HubPage
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.server_address import is_address_without_scheme, refuse_address
 from glm4v_magic.core.wording import printable
-from glm4v_magic.outside import SHUT, expanded, is_shut, is_there
+from glm4v_magic.outside import SHUT, expanded, is_file, is_shut, is_there
 
 __all__ = [
     "Place",
@@ -138,7 +138,7 @@ def _in_modelscope(repositories: Sequence[str], revision: str | None) -> Iterato
             elif ".." not in Path(branch).parts:
                 paths.append(snapshots / branch.lstrip("/"))
             for path in paths:
-                if any(is_there(path / config) for config in hub.CONFIGS):
+                if any(is_file(path / config) for config in hub.CONFIGS):
                     yield path
 
 

@@ -326,14 +326,22 @@ COMMON: Mapping[str, str] = {
     "install": "Run {command}, then restart {process}.",
     "install_if_older": "If it is older: {command}, then restart {process}.",
     "install_torch_again": "Install torch again, then restart {process}.",
-    "install_other_torch": "Install a build of torch for {fitting}, then restart {process}.",
+    "install_other_torch": (
+        "Install a build of torch for the CUDA that nvidia-smi names, then restart {process}."
+    ),
+    "update_driver_or_torch": (
+        "Update the driver and restart the computer, or run {command} and restart {process}."
+    ),
     "replaced_meanwhile": "It was replaced while {process} was running.",
     "restart": "Restart {process}.",
     "restart_and_look": "Restart {process}; then run nvidia-smi.",
     "stop_in_another_way": "Interrupt from the toolbar; or: {command}, then restart {process}.",
     "unset_visible": "Unset it and restart {process}.",
     "set_and_restart": "Set {setting} and restart {process}.",
-    "free_disk": ("Free space, or set HF_HOME to a folder on another disk and restart {process}."),
+    "free_disk": (
+        "Free space, or set {variable} to a folder on another disk and restart {process}."
+    ),
+    "other_folder": "Set {variable} to a folder that can be written to, and restart {process}.",
     "not_of_a_server": "Only served_model and timeout go with an address.",
     "port_not_usable": "Choose another port; 0 is any free one.",
     "ways_out": "Ways out: {ways:numbered}.",

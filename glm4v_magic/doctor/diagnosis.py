@@ -20,6 +20,9 @@ from glm4v_magic.planning.decision import unseen
 __all__ = ["diagnose"]
 
 _NVML = "nvidia-ml-py"
+_BUILDS = "https://download.pytorch.org/whl/"
+_BLACKWELL = (10, 0)
+"""Compute capability of the first GPUs that builds for CUDA 12.6 have no kernels for."""
 
 
 def diagnose(facts: Facts) -> tuple[Finding, ...]:
@@ -71,21 +74,35 @@ def _cuda(facts: Facts) -> Finding:
         step = remark("install_torch_again")
         return Finding("CUDA", "fail", "torch cannot be imported", torch.problem, step)
     newest = None if driver is None else driver.cuda
-    fitting = "your driver" if newest is None else "CUDA {}.{} or older".format(*newest)
+    build = None if newest is None else _build(newest, facts.found_gpus)
+    # pip takes a build for another CUDA for the same version, and leaves it.
+    command = f"pip install --force-reinstall torch --index-url {_BUILDS}{build}"
     if not torch.built_for:
         found = "torch is built without CUDA"
         why = torch.problem or "The GPUs are of no use."
-        step = remark("install_other_torch", fitting=fitting)
+        step = remark("install", command=command) if build else remark("install_other_torch")
         return Finding("CUDA", "fail", found, why, step)
     found = f"torch is built for {torch.built_for}, and CUDA does not start"
     # Within a major version of CUDA any driver will do (CUDA compatibility guide, "minor version
     # compatibility").
     if newest is not None and int(torch.built_for.partition(".")[0]) > newest[0]:
         why = "The driver runs up to CUDA {}.{}.".format(*newest)
-        update = f"Update the driver, or install a build of torch for {fitting}."
-        return Finding("CUDA", "fail", found, why, update)
+        if build is None:
+            return Finding("CUDA", "fail", found, why, "Update the driver; restart the computer.")
+        step = remark("update_driver_or_torch", command=command)
+        return Finding("CUDA", "fail", found, why, step)
     why = torch.problem or "Torch does not say why."
     return Finding("CUDA", "fail", found, why, remark("restart_and_look"))
+
+
+def _build(newest: tuple[int, int], gpus: tuple[FoundGPU, ...]) -> str | None:
+    """Return the build of torch for a driver: the oldest that is published and runs on the GPUs.
+
+    That runs most GPUs and drivers: newer builds have left the older ones out.
+    """
+    if newest >= (12, 8) and any((gpu.capability or (0, 0)) >= _BLACKWELL for gpu in gpus):
+        return "cu128"
+    return "cu126" if newest >= (12, 0) else "cu118" if newest >= (11, 0) else None
 
 
 def _gpus(facts: Facts) -> Iterator[Finding]:
@@ -139,7 +156,11 @@ def _no_gpu(facts: Facts) -> Finding:
             remark("unset_visible"),
         )
     why = "The driver finds no GPU that this process may use."
-    return Finding("GPUs", "warn", "none", why, "Run nvidia-smi.")
+    look = (
+        "Run nvidia-smi: if it lists no GPU, give one to this machine, container or job; if one is "
+        "in MIG mode without an instance, end that mode with nvidia-smi -mig 0."
+    )
+    return Finding("GPUs", "warn", "none", why, look)
 
 
 def _gpu(gpu: FoundGPU) -> Finding:
@@ -205,8 +226,13 @@ def _disk(facts: Facts) -> Finding:
         return Finding(subject, "ok", f"nothing to download for {facts.shape.name}")
     needed = f"{facts.shape.name} takes {readable_bytes(size)}"
     if disk is None:
-        step = "Look at the disk that HF_HOME is on."
-        return Finding(subject, "warn", "free space not known", f"{needed}.", step)
+        why = f"{needed}; without huggingface_hub it is not known where that would be."
+        step = remark("install", command="pip install huggingface_hub")
+        return Finding(subject, "warn", "free space not known", why, step)
+    if disk.problem:
+        found = f"{disk.folder} cannot be used"
+        step = remark("other_folder", variable=disk.variable)
+        return Finding(subject, "fail", found, f"{disk.problem}; {needed}.", step)
     found = f"{readable_bytes(disk.free_bytes)} free for {disk.folder}"
     if disk.cached_bytes >= size:
         return Finding(subject, "ok", f"{found}; {needed} and is here already")
@@ -219,7 +245,7 @@ def _disk(facts: Facts) -> Finding:
         "fail",
         found,
         f"{needed}{here}: {readable_bytes(short)} are short.",
-        remark("free_disk"),
+        remark("free_disk", variable=disk.variable),
     )
 
 

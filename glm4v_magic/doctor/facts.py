@@ -39,6 +39,8 @@ __all__ = ["HUB_SECONDS", "MODEL", "Disk", "Facts", "Hub", "Package", "TorchCuda
 MODEL = "GLM-4V-9B"
 """Checkpoint that is judged by default."""
 
+_AS_EFFECTIVE = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
+
 HUB_SECONDS = 3.0
 """Seconds to wait for an answer of the hub."""
 
@@ -99,11 +101,15 @@ class Disk:
         folder: the hub's cache.
         free_bytes: free space on its disk.
         cached_bytes: bytes of the checkpoint in the cache, complete or not.
+        variable: variable of the environment that names another folder.
+        problem: why nothing can be downloaded to it; empty if it can.
     """
 
     folder: str
     free_bytes: int
     cached_bytes: int
+    variable: str = "HF_HOME"
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +146,7 @@ class Facts:
         torch_cuda: CUDA as torch sees it; ``None`` if torch was not asked.
         links: links between the GPUs.
         host_bytes: memory of the host that this process may use; ``None`` if not known.
-        disk: where downloads go; ``None`` if not known.
+        disk: where downloads go; ``None`` without huggingface_hub, which knows.
         hub: result of a request to the hub; ``None`` if it was not asked.
         cpu: the CPU of the machine.
     """
@@ -319,13 +325,22 @@ def _disk(model: str, *, is_main: bool = True) -> Disk | None:
     except ImportError:
         return None
     folder = Path(HF_HUB_CACHE).expanduser().absolute()
-    existing = next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
+    others = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")  # where one is set, HF_HOME changes nothing
+    variable = next((name for name in others if name in os.environ), "HF_HOME")
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    problem, free = "", 0
     try:
-        free = shutil.disk_usage(existing).free
-    except OSError:
-        return None
+        if not existing.is_dir():
+            problem = f"{existing} is no folder"
+        elif not os.access(existing, os.W_OK | os.X_OK, **_AS_EFFECTIVE):
+            problem = f"{existing} cannot be written to"
+        free = 0 if problem else shutil.disk_usage(existing).free
+    except OSError as error:  # the disk is gone
+        problem = f"{existing}: {reason(error)}"
+    if problem:
+        return Disk(str(folder), 0, 0, variable, problem)
     found = max(_downloads(folder, model), default=0) if is_main else 0
-    return Disk(str(folder), free, found)
+    return Disk(str(folder), free, found, variable)
 
 
 def _downloads(cache: Path, model: str) -> Iterator[int]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -247,6 +248,32 @@ def by_branches(root, repository, *branches):
     """Put revisions of a checkpoint where ModelScope does since its version 1.39."""
     snapshots = root / "models" / repository.replace("/", "--") / "snapshots"
     return [shutil.copytree(golden.CHECKPOINT, snapshots / each) for each in branches]
+
+
+@pytest.mark.parametrize("cache", ["hub", "home", "modelscope"])
+def test_a_cache_that_one_may_not_enter_holds_nothing(monkeypatch, cache):
+    assert resolve(golden.CHECKPOINT)
+    known = architecture("GLM-4V-9B").shape()  # modules are imported by one who may
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        shut = Path(name) / cache
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(Path(name, "hub")))
+        monkeypatch.setenv("HOME", str(Path(name, "home")))
+        if cache == "modelscope":
+            monkeypatch.setenv("MODELSCOPE_CACHE", str(shut))
+        for inner in ("models", ".cache/modelscope/models"):
+            shutil.copytree(golden.CHECKPOINT, shut / inner / "zai-org/glm-4v-9b")
+        download(shut, "zai-org/glm-4v-9b")
+        is_root = os.geteuid() == 0
+        shut.chmod(0o700 if is_root else 0o000)
+        try:
+            os.seteuid(65534 if is_root else os.geteuid())
+            assert find_place("GLM-4V-9B").folders == ()
+            assert architecture("GLM-4V-9B").shape() == known
+        finally:
+            os.seteuid(os.getuid())
+            shut.chmod(0o755)
+        assert find_place("GLM-4V-9B").folders
 
 
 @pytest.mark.parametrize(("given", "root"), [(None, "home/.cache/modelscope"), ("ms", "ms")])

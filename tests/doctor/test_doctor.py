@@ -190,7 +190,21 @@ SCENES: dict[str, tuple[Facts, dict[str, str], list[str]]] = {
     "torch without CUDA": (
         replace(HEALTHY, torch_cuda=TorchCuda("", usable=False)),
         {"CUDA": "fail"},
-        ["built without CUDA", "CUDA 12.6 or older"],
+        ["built without CUDA", "run pip install --force-reinstall torch --index-url", "cu126"],
+    ),
+    "torch without CUDA, an unknown driver": (
+        replace(HEALTHY, torch_cuda=TorchCuda("", usable=False), driver=Driver("560.35", None)),
+        {"CUDA": "fail"},
+        ["the CUDA that nvidia-smi names"],
+    ),
+    "a driver older than any build": (
+        replace(
+            HEALTHY,
+            torch_cuda=TorchCuda("12.6", usable=False),
+            driver=Driver("440.33", (10, 2)),
+        ),
+        {"CUDA": "fail"},
+        ["runs up to CUDA 10.2. Update the driver; restart the computer."],
     ),
     "torch cannot be imported": (
         replace(HEALTHY, torch_cuda=TorchCuda(None, usable=False, problem="OSError: libc10.")),
@@ -259,7 +273,19 @@ SCENES: dict[str, tuple[Facts, dict[str, str], list[str]]] = {
         {},
         ["is here already"],
     ),
-    "unknown disk": (replace(HEALTHY, disk=None), {"disk": "warn"}, ["HF_HOME"]),
+    "unknown disk": (
+        replace(HEALTHY, disk=None),
+        {"disk": "warn"},
+        ["without huggingface_hub", "pip install huggingface_hub"],
+    ),
+    "a disk that does not answer": (
+        replace(HEALTHY, disk=Disk("/cache", 0, 0, problem="/cache: OSError: Stale file handle")),
+        {"disk": "fail"},
+        [
+            "/cache cannot be used /cache: oserror: stale file handle; glm",
+            "set hf_home to a folder",
+        ],
+    ),
     "a folder": (replace(HEALTHY, disk=None, is_here=True), {}, ["nothing to download"]),
     "no network": (
         replace(HEALTHY, hub=Hub("https://hub.example", "no answer within 3 s")),

@@ -98,6 +98,18 @@ ELSEWHERE = {
     "too_large_for_float16": (
         "engines/test_not_finite.py::test_float16_overflows_and_float32_does_not"
     ),
+    "free_disk": "doctor/test_doctor_followed.py::test_a_full_disk_is_freed_or_left",
+    "install_other_torch": (
+        "doctor/test_doctor_followed.py::test_the_cuda_of_an_unknown_driver_is_looked_up"
+    ),
+    "other_folder": "doctor/test_doctor_followed.py::test_a_disk_that_takes_nothing_is_left",
+    "set_and_restart": (
+        "doctor/test_doctor_followed.py::test_what_hides_gpus_or_their_order_is_set_right"
+    ),
+    "unset_visible": (
+        "doctor/test_doctor_followed.py::test_what_hides_gpus_or_their_order_is_set_right"
+    ),
+    "update_driver_or_torch": "doctor/test_doctor_followed.py::test_the_driver_is_updated",
     "file_of_other_rows": (
         "mapping/test_row_file.py::test_answers_to_something_else_are_not_replaced"
     ),
@@ -201,8 +213,8 @@ FRAMES = {
 """Codes whose advice is that of others."""
 
 OUTSIDE = {
-    "free_disk", "install", "install_if_older", "install_other_torch", "install_torch_again",
-    "restart", "restart_and_look", "set_and_restart", "stop_in_another_way", "unset_visible",
+    "install", "install_if_older", "install_torch_again", "restart", "restart_and_look",
+    "stop_in_another_way",
 }  # fmt: skip
 """Codes whose step is taken outside of this program: by pip, a shell or the driver."""
 

@@ -450,6 +450,16 @@ IN_OTHER_TESTS = {
         "checkpoints/test_adapters.py::test_adapters_that_peft_alone_merges_are_merged_there",
     "Merge them one after the other with peft (merge_and_unload).":
         "checkpoints/test_adapters.py::test_two_adapters_are_merged_one_after_the_other",
+    "Look for other processes with nvidia-smi and stop those you do not need.":
+        "doctor/test_doctor_followed.py::test_processes_that_are_not_needed_are_stopped",
+    "Make an environment with a newer Python.":
+        "doctor/test_doctor_followed.py::test_an_environment_with_a_newer_python_is_made",
+    "Run nvidia-smi: if it lists no GPU, give one to this machine, container or job; if one is in "
+    "MIG mode without an instance, end that mode with nvidia-smi -mig 0.":
+        "doctor/test_doctor_followed.py::"
+        "test_a_gpu_in_mig_mode_without_an_instance_leaves_it",
+    "Update the driver; restart the computer.":
+        "doctor/test_doctor_followed.py::test_the_driver_is_updated",
     "Name the folder that it is in.":
         "checkpoints/test_foreign.py::"
         "test_of_a_config_alone_the_doctor_says_that_a_load_takes_its_folder",
@@ -479,7 +489,6 @@ IN_OTHER_TESTS = {
 }  # fmt: skip
 """Sentences that are followed where everything for it is at hand, and the test that does."""
 
-DRIVER = "needs an NVIDIA driver"
 OF_IMAGES = "needs a package for images of one kind"
 NOT_HERE = {
     **dict.fromkeys((
@@ -505,11 +514,6 @@ NOT_HERE = {
     "Is there something wrong with this request, or too little memory?":
         "asks for what ended a process of Ray three times",
     "Its log may tell more.": "the log of a server of others",
-    "Look at the disk that HF_HOME is on.": "needs a disk that does not answer",
-    "Look for other processes with nvidia-smi and stop those you do not need.": DRIVER,
-    "Make an environment with a newer Python.": "needs another Python",
-    "Run nvidia-smi.": DRIVER,
-    "Update the driver, or install a build of torch for {}.": DRIVER,
     "Use PyTorch for Linux or macOS, or a CUDA build on a computer without a GPU.":
         "needs another build of PyTorch",
 }  # fmt: skip
