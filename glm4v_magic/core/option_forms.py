@@ -167,6 +167,8 @@ def size_in(text: str) -> int | None:
 
 
 def _of_dict(key: object, size: object) -> object:
+    if isinstance(size, str) and size.isascii() and size.isdigit():
+        size = int(size)  # as it is typed, or read from JSON
     count = size_in(size) if isinstance(size, str) else _whole(size)
     fault = ""
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:

@@ -39,6 +39,8 @@ __all__ = [
 
 
 _LIST = re.compile(r"[\[(]\s*['\"]")
+_HELD = re.compile(r"\s*[\[({]")
+"""How a dict or a list begins, as Python writes it."""
 
 
 def is_choices(value: object) -> bool:
@@ -119,7 +121,9 @@ def is_sizes(value: object) -> bool:
 
 
 def read_sizes(text: str) -> object:
-    """Read ``20``, ``20,20,10``, ``10GiB`` or ``0=10GiB,cpu=30GiB``."""
+    """Read ``20``, ``20,20,10``, ``10GiB`` or ``0=10GiB,cpu=30GiB``, or accelerate's dict."""
+    if _HELD.match(text) and (held := python_literal(text)) is not None:
+        return sizes_of(held)
     parts = [part.strip() for part in narrowed(text).split(",")]
     if all("=" in part for part in parts):
         named = [part.partition("=") for part in parts]
@@ -144,7 +148,9 @@ def _is_pin(pair: object) -> bool:
 
 
 def read_pins(text: str) -> object:
-    """Read ``vision=0,layer.7=1``."""
+    """Read ``vision=0,layer.7=1``, or a dict as Python writes it."""
+    if _HELD.match(text) and (held := python_literal(text)) is not None:
+        return pins_of(held)
     pins = []
     for part in text.split(","):
         unit, _, index = part.partition("=")

@@ -322,6 +322,7 @@ COMMON: Mapping[str, str] = {
         'Install it with: pip install "transformers[kernels]"; or restore the weights '
         "({option:dtype=bfloat16})."
     ),
+    "named_with": "{model} {option:{name}={value}}",
     "of_option": "{named:{name}}{rest}",
     "install": "Run {command}, then restart {process}.",
     "install_if_older": "If it is older: {command}, then restart {process}.",
@@ -402,6 +403,12 @@ _IN_PYTHON = {
     "no_gpu_for_map": (
         "Put it on the cpu, or leave device_map out; diagnose(gather()) of glm4v_magic.doctor says "
         "why no GPU is found, and a dry run works for any that are described."
+    ),
+    "named_model": '"{model}"',
+    "named_with": "{model}, {option:{name}={value}}",
+    "plan_of_other_gpus": (
+        "To plan it for what is here, name the model and leave device_map out: load({model}). A "
+        "dry run follows a plan on any GPUs that are described."
     ),
     "quantised_already": ("Leave quantize out, or quantise the checkpoint that is not in FP8."),
     "quantised_by_others": "Leave quantize out, or quantise the original checkpoint.",

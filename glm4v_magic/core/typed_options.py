@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.option import Option
-from glm4v_magic.core.option_forms import integer_in, number_in
+from glm4v_magic.core.option_forms import integer_in, number_in, sizes_text
+from glm4v_magic.core.option_values import is_pins, is_sizes
 from glm4v_magic.core.options import OPTIONS
 
-__all__ = ["argument_of", "as_typed", "flag_of", "flags_of", "read_text", "typed"]
+__all__ = ["argument_of", "as_typed", "flag_of", "flags_of", "read_text", "typed", "value_text"]
 
 _ON_OFF = ("on", "off")
 _READ: Mapping[str, Callable[[str], Any]] = {"int": integer_in, "float": number_in}
@@ -93,6 +95,26 @@ def _reader(option: Option) -> Callable[[str], Any] | None:
             raise
 
     return reader
+
+
+def value_text(option: Option, value: Any) -> str | None:
+    """Return a value of an option as it is typed; ``None`` for what only a variable can hold.
+
+    Args:
+        option: option of the table.
+        value: in any form that Python takes, such as a ``torch.dtype`` or accelerate's dict.
+
+    Raises:
+        OptionError: if it is not in such a form.
+    """
+    value = option.normal(value)
+    if option.name == "pin" and is_pins(value):
+        return ",".join(f"{unit}={gpu}" for unit, gpu in value)
+    if isinstance(value, bool) and option.allows_none:
+        return _ON_OFF[not value]
+    if isinstance(value, float) or (option.name == "max_memory" and is_sizes(value)):
+        return sizes_text(value)
+    return str(value) if isinstance(value, str | int | os.PathLike) else None
 
 
 def typed(arguments: Namespace, options: Iterable[Option]) -> dict[str, Any]:

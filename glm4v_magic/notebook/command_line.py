@@ -24,7 +24,7 @@ from IPython.core.magic_arguments import (
 from glm4v_magic.core.errors import OptionError, PromptError, did_you_mean
 from glm4v_magic.core.option import Option
 from glm4v_magic.core.options import OPTIONS, of_command
-from glm4v_magic.core.typed_options import argument_of, flag_of, flags_of
+from glm4v_magic.core.typed_options import argument_of, flag_of, flags_of, value_text
 from glm4v_magic.notebook.own_options import OWN, own_of_command
 
 __all__ = [
@@ -350,30 +350,43 @@ def filled(
     """Return words with each ``{{expression}}`` in them replaced, unless ``--raw`` is among them.
 
     A word that is nothing but an expression becomes its value if that is a text, path or number,
-    and else the expression itself, such as the name of a variable that holds an image. In quotes
-    only values of options are replaced: other words in quotes are questions, whose expressions
-    come later.
+    or what the option before it takes in Python, and else the expression itself, such as the name
+    of a variable that holds an image. In quotes only values of options are replaced: other words
+    in quotes are questions, whose expressions come later.
 
     Raises:
+        OptionError: if an option does not take the value.
         PromptError: as `calls.prompt.expand`.
     """
     if not any("{{" in word for word in words) or "--raw" in words:
         return words
     parser, done = _parser(function), list(words)
     for place, word in enumerate(words):
-        of_option = place > 0 and _takes_a_value(parser, words[place - 1])
+        before = words[place - 1] if place > 0 else ""
+        of_option = _takes_a_value(parser, before)
         if "{{" in word and (of_option or not isinstance(word, Quoted)):
-            done[place] = type(word)(_filled(word, names))
+            flag, equals, value = word.partition("=")
+            if equals and _takes_a_value(parser, flag) and not isinstance(word, Quoted):
+                filled_in = f"{flag}={_filled(value, names, _option_at(parser, flag))}"
+            else:
+                filled_in = _filled(word, names, _option_at(parser, before) if of_option else None)
+            done[place] = type(word)(filled_in)
     return done
 
 
-def _filled(word: str, names: Mapping[str, object]) -> str:
+def _option_at(parser: MagicArgumentParser, flag: str) -> Option | None:
+    return OPTIONS.get(parser._option_string_actions[flag].dest)
+
+
+def _filled(word: str, names: Mapping[str, object], option: Option | None) -> str:
     from glm4v_magic.calls.prompt import expand
     from glm4v_magic.images.words import is_lookup, looked_up
 
     inner = word[2:-2].strip()
     if word.startswith("{{") and word.endswith("}}") and is_lookup(inner, names):
         value = looked_up(inner, names)
+        if option is not None and (text := value_text(option, value)) is not None:
+            return text
         return str(value) if isinstance(value, str | int | float | os.PathLike) else inner
     try:
         return expand(word, names)

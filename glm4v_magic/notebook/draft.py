@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from glm4v_magic.core.errors import DoesNotFitError
 from glm4v_magic.core.gpu_spec import ANY_CPU, CPU, GPU, parse_gpus
 from glm4v_magic.core.model import Sized
-from glm4v_magic.core.option_forms import sizes_text
 from glm4v_magic.core.options import PlacementFields, of_group
 from glm4v_magic.core.placement import PlacementOptions
-from glm4v_magic.core.typed_options import flags_of
+from glm4v_magic.core.typed_options import flags_of, value_text
 from glm4v_magic.notebook.next_steps import in_cell
 from glm4v_magic.planning.decision import make_plan
 from glm4v_magic.planning.occupancy import Occupancy, occupancy
@@ -59,14 +58,8 @@ def option_words(options: PlacementOptions) -> list[str]:
         if value == option.default:
             continue
         words.append(flags_of(option)[-1])
-        if option.name == "pin":
-            words.append(",".join(f"{unit}={index}" for unit, index in value))
-        elif isinstance(value, bool) and option.allows_none:
-            words.append("on" if value else "off")
-        elif isinstance(value, tuple | float):
-            words.append(sizes_text(value))
-        elif value is not True:
-            words.append(str(value))
+        if option.type != "bool" or option.allows_none:
+            words.append(value_text(option, value) or "")
     return words
 
 

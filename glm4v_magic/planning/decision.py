@@ -31,7 +31,7 @@ from glm4v_magic.core.plan import Limits, Plan, same_place
 from glm4v_magic.core.remarks import Remark, remark
 from glm4v_magic.core.wording import counted, gib, printable, sized
 from glm4v_magic.planning.costs import cache_entries, price
-from glm4v_magic.planning.device_map import place_of, settle
+from glm4v_magic.planning.device_map import place_of, present, settle
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.followed import followed, priced_units
 from glm4v_magic.planning.held import held_plan
@@ -226,6 +226,7 @@ def choose(
         _refuse_contradictions(chosen, options, names)
         _refuse_other_parts(chosen, architecture)
         refuse_plan_of_another(chosen, architecture)
+        _require_planned_gpus(chosen, gpus)
     elif chosen is not None:
         refuse_options_of_a_plan(options)
     quantize = chosen.workload.quantize if isinstance(chosen, Plan) else options.quantize
@@ -361,6 +362,21 @@ def _refuse_contradictions(made: Plan, options: PlacementOptions, names: Sequenc
                 "Leave it out, or make a new plan.",
                 option=name,
             )
+
+
+def _require_planned_gpus(made: Plan, gpus: Sequence[GPU]) -> None:
+    here = {gpu.index for gpu in gpus}
+    gone = [stage.gpu for stage in made.stages if stage.units and stage.gpu not in {None, *here}]
+    if not gone:
+        return
+    named = remark("named_model", model=printable(made.model))
+    for name, value in made.made_of:
+        named = remark("named_with", model=named, name=name, value=printable(value))
+    raise DeviceMapError(
+        f"The plan of {printable(made.model)} uses GPU {gone[0]}, but {present(gpus)}.",
+        code="plan_of_other_gpus",
+        model=named,
+    )
 
 
 def _refuse_other_parts(made: Plan, architecture: Architecture) -> None:

@@ -17,7 +17,7 @@ from glm4v_magic.core.model_shape import ModuleTree
 from glm4v_magic.core.placement import DeviceMap, Place
 from glm4v_magic.core.remarks import Remark, remark
 
-__all__ = ["EXAMPLE", "MPS", "OwnNames", "check", "place_of", "settle"]
+__all__ = ["EXAMPLE", "MPS", "OwnNames", "check", "place_of", "present", "settle"]
 
 
 EXAMPLE = 'A device map is a JSON object such as {"model.vision": 0, "lm_head": 1}.'
@@ -213,7 +213,7 @@ def _check_there(name: str, place: Place, gpus: Sequence[GPU]) -> None:
     if place == "cpu" or place in {gpu.index for gpu in gpus}:
         return
     device = place if place == MPS else f"GPU {place}"
-    wrong = f"The device map puts {_called(name)} on {device}, but {_present(gpus)}."
+    wrong = f"The device map puts {_called(name)} on {device}, but {present(gpus)}."
     if gpus:
         raise DeviceMapError(wrong, "Put it on one that is there, or on the cpu.")
     raise DeviceMapError(wrong, code="no_gpu_for_map")
@@ -248,7 +248,8 @@ def _unknown(name: str, tree: ModuleTree) -> tuple[str, str]:
     return f"The device map names {name!r}, which the model does not have.", hint
 
 
-def _present(gpus: Sequence[GPU]) -> str:
+def present(gpus: Sequence[GPU]) -> str:
+    """Return which GPUs there are, as the second part of a sentence."""
     if len(gpus) > 1:
         return f"there are GPUs {gpus[0].index} to {gpus[-1].index}"
     return f"there is GPU {gpus[0].index} only" if gpus else "there is none"

@@ -10,7 +10,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import golden
+import numpy as np
 import pytest
+import torch
 from IPython.utils.capture import capture_output
 from shells import fresh_shell
 
@@ -174,9 +176,46 @@ def test_a_plan_is_saved_checked_and_loaded_as_one_thing(run, shell, tmp_path):
         run("%glm4v unload")
 
 
+SIZES = {0: "44GiB", "1": 20 * GIB, "cpu": "30GiB"}
+AS_TYPED = "--max-memory 0=44GiB,1=20GiB,cpu=30GiB"
+IN_PYTHON = [
+    ("--max-memory {{sizes}}", AS_TYPED),
+    ("--max-memory={{sizes}}", AS_TYPED),
+    (f"--max-memory '{json.dumps(SIZES)}'", AS_TYPED),
+    (f"--max-memory 0=44GiB,1={20 * GIB},cpu={30 * GIB}", AS_TYPED),
+    ("--max-memory {{[44, 20]}}", "--max-memory 44,20"),
+    ("--max-memory 0=0,1=44GiB", "--max-memory 0=0GiB,1=44GiB"),
+    ("--dtype {{torch.float16}}", "--dtype float16"),
+    ("--dtype={{torch.float16}}", "--dtype float16"),
+    ("--pin {{pins}}", "--pin vision=1,head=1"),
+    ('--pin \'{"vision": 1, "head": 1}\'', "--pin vision=1,head=1"),
+    ("--context {{count}}", "--context 512"),
+    ("--reserve {{count / 512}}", "--reserve 1"),
+    ("--split-vision {{cut}}", "--split-vision off"),
+    ("--split-vision={{cut}}", "--split-vision off"),
+]
+
+
+@pytest.mark.parametrize(("given", "typed"), IN_PYTHON)
+def test_values_of_options_as_python_has_them(run, shell, given, typed):
+    sizes = {torch.device("cuda", 0): "44GiB", np.int64(1): "20GiB", "cpu": 30 * GIB}
+    pins = {"vision": np.int64(1), "head": torch.device("cuda:1")}
+    shell.user_ns |= {"sizes": sizes, "pins": pins, "count": np.int64(512), "cut": False}
+    shell.user_ns["torch"] = torch
+    if given == "--max-memory={{sizes}}":
+        shell.user_ns["sizes"] = SIZES
+    line = "%glm4v plan GLM-4V-9B --gpus 2x48GiB --json {}"
+    assert json.loads(run(line.format(given))) == json.loads(run(line.format(typed)))
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
+        ("--max-memory {{{'disk': 1}}}", "--max-memory names disk, which is not supported. Use"),
+        ("--max-memory {{{0: 10}}}", '--max-memory has 10 for 0: bytes, as in .* "10GiB"'),
+        ("--max-memory 0=10", '--max-memory has 10 for .*: bytes, as in accelerate.* "10GiB"'),
+        ("--max-memory '{0: '", "'{0: ' is not a size in GiB"),
+        ("--pin {{[1]}}", "--pin is .*, but must be units and the GPU of each"),
         ("--pin vision=0,vision=1", "'vision' is pinned twice"),
         ("--pin foo=1", "has no unit 'foo' to pin"),
         ("--gpus cpu --pin foo=1", "has no unit 'foo' to pin"),

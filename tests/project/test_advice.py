@@ -14,6 +14,7 @@ import random
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -207,7 +208,8 @@ FACTS = {
 """Codes that say how it is, and advise nothing."""
 
 FRAMES = {
-    "answering_ran_out", "loading_ran_out", "of_option", "ran_out_within_answer", "some_ways_out",
+    "answering_ran_out", "loading_ran_out", "named_model", "named_with", "of_option",
+    "ran_out_within_answer", "some_ways_out",
     "ways_out",
 }  # fmt: skip
 """Codes whose advice is that of others."""
@@ -672,6 +674,31 @@ def test_maps_for_gpus_that_are_not_here(run):
     with pytest.raises(DeviceMapError, match=r"Name those that are there\."):
         plan(demo.shape(), gpus, Workload(64), order=[0, 2])
     assert plan(demo.shape(), gpus, Workload(64), order=[1, 0]).fullness <= 1
+
+
+@takes("plan_of_other_gpus")
+def test_a_plan_for_gpus_that_are_not_here(run, tmp_path):
+    file = tmp_path / "plan.json"
+    run(f"%glm4v plan {TINY} --gpus 2x1GiB --objective balance --save {file}")
+    for gpus, there in (("cpu", "there is none"), ("1x1GiB", "there is GPU 0 only")):
+        with VirtualGPUs(gpus) if gpus != "cpu" else nullcontext():
+            run("%glm4v load demo --gpus cpu" if gpus == "cpu" else "%glm4v load demo")
+            said = run(f"%glm4v load --map {file}", fails=True)
+            assert f"The plan of {TINY} uses GPU " in said
+            assert f", but {there}. To plan it for what is here, name the model and leave" in said
+            (line,) = re.findall(r"(%glm4v load .*?)\. %glm4v check", said)
+            run(line)
+            status = run("%glm4v status")
+            assert TINY in status
+            assert ("cpu" in status) == (gpus == "cpu")
+            with pytest.raises(DeviceMapError) as caught:
+                Session().load(device_map=file)
+            (call,) = re.findall(r"load\((.*?)\)\. A dry run", str(caught.value))
+            session = eval(f"Session().load({call})", {"Session": Session})
+            assert session.status().info.model == TINY
+            session.unload()
+    run(f"%glm4v check --map {file} --gpus 2x16GiB")
+    assert dry_run(architecture(TINY), "2x16GiB", str(file)).works
 
 
 @takes("gpus_not_here", "gpu_is_smaller")
