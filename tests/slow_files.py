@@ -34,6 +34,7 @@ SLOW = {
     "engines/test_constraints.py": "answers hundreds of questions",
     "project/test_docs.py": "builds the pages and runs their examples",
     "session/test_interrupted_anywhere.py": "interrupts at hundreds of moments",
+    "project/test_advice_outside.py": "starts interpreters, and runs pip",
     "project/test_advice.py": "plans for many machines, and loads",
     "dispatch/test_dispatch.py": "many device maps",
     "doctor/test_doctor.py": "starts interpreters",

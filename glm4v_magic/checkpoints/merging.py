@@ -40,6 +40,7 @@ _NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")  # of a layer
 _BY_LAYER = ("layers_to_transform", "rank_pattern", "alpha_pattern")
 """Parts of a configuration that may treat layers differently."""
 _TOGETHER = "Do its adapter_config.json and its weights belong together?"
+_PACKAGES = "Install the versions that it asks for, or uninstall that package."
 
 
 class Merger:
@@ -143,7 +144,7 @@ class Merger:
             said = _container_said(config, part.module, error) or printable(_said(error))
             raise CheckpointError(
                 f"peft cannot merge {one_line(part.module)}: {said}.",
-                _TOGETHER,
+                _PACKAGES if isinstance(error, ImportError) else _TOGETHER,
             ) from error
         if unexpected:
             raise CheckpointError(

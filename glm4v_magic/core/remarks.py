@@ -326,7 +326,6 @@ COMMON: Mapping[str, str] = {
     "of_option": "{named:{name}}{rest}",
     "install": "Run {command}, then restart {process}.",
     "install_if_older": "If it is older: {command}, then restart {process}.",
-    "install_torch_again": "Install torch again, then restart {process}.",
     "install_other_torch": (
         "Install a build of torch for the CUDA that nvidia-smi names, then restart {process}."
     ),
@@ -335,8 +334,14 @@ COMMON: Mapping[str, str] = {
     ),
     "replaced_meanwhile": "It was replaced while {process} was running.",
     "restart": "Restart {process}.",
-    "restart_and_look": "Restart {process}; then run nvidia-smi.",
-    "stop_in_another_way": "Interrupt from the toolbar; or: {command}, then restart {process}.",
+    "restart_and_look": (
+        "Restart {process}; if CUDA does not start then either, nvidia-smi tells whether the "
+        "driver works."
+    ),
+    "stop_in_another_way": (
+        "If you use such widgets, interrupt from the toolbar; or: {command}, then restart "
+        "{process}."
+    ),
     "unset_visible": "Unset it and restart {process}.",
     "set_and_restart": "Set {setting} and restart {process}.",
     "free_disk": (

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["verify_bytes", "verify_places"]
 
-_REPORT = "This is a bug of the loader, not of the map; the model was not kept."
+_REPORT = (
+    "This is a bug of the loader, not of the map, and the model was not kept; load it again, or "
+    "with another map."
+)
 
 
 def verify_places(model: nn.Module, device_map: Mapping[str, Place]) -> None:

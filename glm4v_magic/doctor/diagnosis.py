@@ -71,7 +71,9 @@ def _cuda(facts: Facts) -> Finding:
     if torch.usable:
         return Finding("CUDA", "ok", f"torch is built for {torch.built_for or 'another platform'}")
     if torch.built_for is None:
-        step = remark("install_torch_again")
+        asked = next((each.required for each in facts.packages if each.name == "torch"), "")
+        command = f'pip install --force-reinstall "torch{asked}"'
+        step = remark("install", command=command)
         return Finding("CUDA", "fail", "torch cannot be imported", torch.problem, step)
     newest = None if driver is None else driver.cuda
     build = None if newest is None else _build(newest, facts.found_gpus)

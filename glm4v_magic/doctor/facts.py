@@ -25,6 +25,7 @@ from packaging.requirements import Requirement
 
 from glm4v_magic.core.errors import CheckpointError, OptionError, reason
 from glm4v_magic.core.gpu_spec import ANY_CPU, CPU, GPU, gpus_of
+from glm4v_magic.core.installed import installed_version
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.model_shape import ModelShape
 from glm4v_magic.core.remarks import Remark
@@ -288,10 +289,7 @@ def _requirements() -> tuple[str, tuple[Package, ...]]:
 
 def _package(requirement: Requirement, extra: str) -> Package:
     name = requirement.name
-    try:
-        installed = metadata.version(name)
-    except metadata.PackageNotFoundError:
-        installed = ""
+    installed = installed_version(name)
     # Not getattr: a module may compute the attribute, and warn that it is going away.
     imported = getattr(sys.modules.get(name.replace("-", "_")), "__dict__", {}).get(
         "__version__", ""

@@ -20,8 +20,8 @@ _BACKGROUND = {"torch": "the first multi-GPU fix for GLM-4V asked for >=2.3.1"}
 
 _TRAPS = {
     ("ipykernel", "7.4.0"): (
-        "This version hands a widget's clicks to the loop that is busy: a Stop button of a widget "
-        "does nothing until the cell ends.",
+        "This version hands clicks to the loop that is busy: widgets of other packages, a Stop "
+        "button among them, hear nothing until the cell ends. Those of glm4v_magic hear it.",
         remark("stop_in_another_way", command='pip install "ipykernel==7.3.0"'),
     )
 }
@@ -50,7 +50,7 @@ def _python(facts: Facts) -> Finding:
             "warn",
             facts.python,
             "glm4v_magic is not installed, so the versions that it needs are not known.",
-            "Run pip install in its folder.",
+            'Run "pip install ." in its folder.',
         )
     asked = f"glm4v_magic asks for {facts.python_required}."
     if _suits(facts.python, facts.python_required):

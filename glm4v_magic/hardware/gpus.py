@@ -9,7 +9,6 @@ not report memory, torch is asked if the program has imported it already.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import platform
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 from glm4v_magic.core.errors import PlacementError
 from glm4v_magic.core.gpu_models import gpu_model
 from glm4v_magic.core.gpu_spec import APPLE, GPU
+from glm4v_magic.core.installed import installed_version
 from glm4v_magic.core.overhead import cuda_overhead
 from glm4v_magic.hardware.visible import Device, visible
 
@@ -120,9 +120,8 @@ def import_torch_if_needed() -> None:
 
     `find_gpus` then finds them. Elsewhere torch is not needed for that, and nothing happens.
     """
-    try:
-        build = importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
+    build = installed_version("torch")
+    if not build:
         return
     if "rocm" in build or (sys.platform == "darwin" and platform.machine() == "arm64"):
         with suppress(ImportError, OSError):  # a broken torch is the doctor's to report

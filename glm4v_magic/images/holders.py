@@ -42,6 +42,11 @@ def is_instance(value: object, module: str, *names: str) -> bool:
     return any(isinstance(value, cls) for cls in found if isinstance(cls, type))
 
 
+_KALEIDO = "Install it with: pip install --upgrade kaleido, and restart Python."
+_VL_CONVERT = "Install it with: pip install --upgrade vl-convert-python"
+"""They draw charts; plotly looks for its own as it is imported, altair as it draws."""
+
+
 def file_in(value: Any) -> bytes | None:
     """Return the bytes of a file in an array or tensor, as OpenCV and torchvision hold them.
 
@@ -374,11 +379,18 @@ def taken_out(value: Any, source: str) -> Any:
     if is_instance(value, "numpy", "ndarray") and value.dtype.kind == "O" and value.size:
         return _of_numbers(value)
     if is_instance(value, "plotly.basedatatypes", "BaseFigure"):
-        return _drawn("a plotly figure", "kaleido", source, lambda _: value.to_image(format="png"))
+        return _drawn(
+            "a plotly figure",
+            "kaleido",
+            _KALEIDO,
+            source,
+            lambda _: value.to_image(format="png"),
+        )
     if is_instance(value, "altair", "TopLevelMixin"):
         return _drawn(
             "an altair chart",
             "vl-convert-python",
+            _VL_CONVERT,
             source,
             lambda file: value.save(file, format="png"),
         )
@@ -419,16 +431,22 @@ def _of_row(row: Mapping[Any, Any], whole: object, source: str) -> Any:
     return taken_out(row[found[0]], f"{source}[{found[0]!r}]") if found else whole
 
 
-def _drawn(kind: str, package: str, source: str, draw: Any) -> bytes:
+def _drawn(kind: str, package: str, install: str, source: str, draw: Any) -> bytes:
     """Draw a chart with what its library uses for it; that is a package of its own."""
     file = io.BytesIO()
     try:
         return bytes(draw(file) or file.getvalue())
     except Exception as error:
-        is_missing = isinstance(error, ImportError) or package.split("-")[0] in str(error).lower()
-        if is_missing:
+        said = str(error)
+        if "plotly_get_chrome" in said:
+            raise ImageError(
+                f"{one_line(source)} is {kind}, and {package} draws it with Chrome, which is not "
+                "there.",
+                "Install Chrome, or run plotly_get_chrome in a terminal.",
+            ) from None
+        if isinstance(error, ImportError) or package.split("-")[0] in said.lower():
             raise ImageError(
                 f"{one_line(source)} is {kind}, which needs the package {package} to be drawn.",
-                f"Install it with: pip install {package}",
+                install,
             ) from None
         raise ImageError(f"{one_line(source)} cannot be drawn: {reason(error)}") from error

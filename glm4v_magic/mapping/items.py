@@ -358,11 +358,14 @@ def _of_dataframe(frame: Any, source: str, column: object) -> Items:
     return Items(source, tuple(frame[column]), names, records, table=frame, is_column=True)
 
 
+_WITH_COLUMNS = "It has none at all; rows with columns are such as [{'image': 'cat.png'}]."
+
+
 def _no_column(column: object, columns: Sequence[object]) -> OptionError:
     return OptionError(
         f"There is no column {column!r:.60}.",
         did_you_mean(str(column), map(str, columns))
-        or (f"There are {', '.join(map(str, columns))}." if columns else "There are none."),
+        or (f"There are {', '.join(map(str, columns))}." if columns else _WITH_COLUMNS),
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import re
 
 from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.installed import installed_version
 
 __all__ = ["require_bitsandbytes"]
 
@@ -24,11 +24,8 @@ def require_bitsandbytes(what: str) -> None:
             f"{what} need bitsandbytes, which is not installed.",
             "Install it with: pip install 'glm4v_magic[quantize]'",
         )
-    try:
-        installed = importlib.metadata.version("bitsandbytes")
-    except importlib.metadata.PackageNotFoundError:  # a folder of sources
-        return
-    if tuple(map(int, re.findall(r"\d+", installed)[: len(_LEAST)])) < _LEAST:
+    installed = installed_version("bitsandbytes")  # none of a folder of sources
+    if installed and tuple(map(int, re.findall(r"\d+", installed)[: len(_LEAST)])) < _LEAST:
         least = ".".join(map(str, _LEAST))
         raise OptionError(
             f"{what} need bitsandbytes {least} or newer; {installed} is installed.",

@@ -1202,3 +1202,33 @@ def test_a_placement_on_the_cpu_by_a_map(adapter):
     expected = resolve(adapter).load(dtype=torch.float32).model.state_dict()
     placed = local.load(resolve(adapter), Placement("float32", {"": "cpu"}))
     same(placed.model.state_dict(), expected)
+
+
+@pytest.mark.parametrize("way", ["installed", "uninstalled"])
+def test_a_package_that_peft_does_not_take(adapter, tmp_path, monkeypatch, way):
+    packages = tmp_path / "packages"
+
+    def install(name, version):
+        info = packages / f"{name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (packages / name).mkdir(exist_ok=True)
+        (packages / name / "__init__.py").touch()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+    install("gptqmodel", "5.0.0")
+    install("optimum", "1.27.0")
+    monkeypatch.syspath_prepend(str(packages))
+    kept = [peft.import_utils.is_gptqmodel_available, peft.import_utils.is_optimum_available]
+    for each in kept:
+        each.cache_clear()
+    said = "incompatible version of gptqmodel.* Install the versions that it asks for, or uninstall"
+    with pytest.raises(CheckpointError, match=said):
+        resolve(adapter).load(dtype=torch.float32)
+    if way == "installed":
+        shutil.rmtree(packages / "gptqmodel-5.0.0.dist-info")
+        install("gptqmodel", "7.0.0")
+    else:
+        shutil.rmtree(packages)
+    assert resolve(adapter).load(dtype=torch.float32)
+    for each in kept:
+        each.cache_clear()

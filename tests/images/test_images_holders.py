@@ -350,7 +350,7 @@ class TestCharts:
         figure = library("plotly.basedatatypes", "BaseFigure", fail)
         assert error_of(to_image, figure, "figure") == (
             "figure is a plotly figure, which needs the package kaleido to be drawn. "
-            "Install it with: pip install kaleido"
+            "Install it with: pip install --upgrade kaleido, and restart Python."
         )
 
     def test_a_chart_that_is_wrong_says_so(self, library):

@@ -6,6 +6,7 @@ import _thread
 import base64
 import datetime as dt
 import io
+import re
 import signal
 from itertools import chain, count, repeat
 
@@ -234,6 +235,16 @@ def test_variables_of_an_expression_are_not_those_of_the_row():
         assert not are_images(f"Is it {{{{{used}}}}}?", items), used
 
 
+@pytest.mark.parametrize("rows", [[{}, {}], pd.DataFrame(index=[0, 1])])
+def test_rows_without_columns_are_given_some(rows):
+    with pytest.raises(OptionError, match="such as") as caught:
+        items_of(rows, "rows", column="image")
+    (written,) = re.findall(
+        r"It has none at all; rows with columns are such as (.+)\.", str(caught.value)
+    )
+    assert items_of(eval(written), "rows", column="image").values == ("cat.png",)
+
+
 @pytest.mark.parametrize(
     ("value", "column", "said"),
     [
@@ -244,7 +255,7 @@ def test_variables_of_an_expression_are_not_those_of_the_row():
         (pd.DataFrame(), None, "things is empty"),
         (pd.DataFrame({"image": []}), "image", "things is empty"),
         (pd.Series([], dtype=object), None, "things is empty"),
-        (pd.DataFrame(), "image", "There is no column 'image'. There are none."),
+        (pd.DataFrame(), "image", "There is no column 'image'. It has none at all; rows"),
         (5, None, "is of type int, not a list"),
         (count(), None, "has more than 1,000,000 items. Take the first of them: list(itertools.is"),
         (repeat("file.png"), None, "has more than 1,000,000 items"),

@@ -10,6 +10,7 @@ import os
 import re
 import threading
 import time
+from queue import Empty
 
 import ipykernel
 import pytest
@@ -148,6 +149,7 @@ def front_end(talkative, tmp_path_factory):
     manager, client = start_new_kernel(kernel_name="python3", cwd=str(folder), env=environment)
     try:
         front_end = FrontEnd(client)
+        front_end.interrupt = manager.interrupt_kernel  # as the button of the toolbar does
         load = f"%load_ext glm4v_magic\n%glm4v load {talkative}"
         assert front_end.run(load)["status"] == "ok"
         yield front_end
@@ -170,6 +172,31 @@ def test_a_click_stops_the_answer_while_its_cell_runs(front_end):
     assert "stopped by you" in front_end.displays("text/markdown")[-1]
     assert 0 < int(front_end.value("answer.usage.new_tokens")) < 30000
     assert "Stopped." in front_end.displays("text/html")[-1]
+
+
+OF_ANOTHER = """
+import time, ipywidgets
+heard = []
+button = ipywidgets.Button(description="Stop")
+button.on_click(lambda _: heard.append(True))
+display(button)
+while not heard: time.sleep(0.05)
+"""
+
+
+def test_a_button_of_another_package_is_not_heard_and_the_toolbar_interrupts(front_end):
+    """What the doctor says of this version of ipykernel (stop_in_another_way)."""
+    number = front_end.start(OF_ANOTHER)
+    button = front_end.listen_for_button()
+    front_end.click(button)
+    if ipykernel.version_info[:2] == (7, 4):
+        with pytest.raises(Empty):  # it would say that it is idle once it had heard the click
+            front_end.client.get_iopub_msg(timeout=3)
+        front_end.interrupt()
+        assert front_end.finish(number)["ename"] == "KeyboardInterrupt"
+        assert front_end.value("len(heard)") == "1"  # when the cell had ended
+    else:
+        assert front_end.finish(number)["status"] == "ok"
 
 
 def test_after_that_the_session_answers(front_end):

@@ -49,7 +49,10 @@ from glm4v_magic.virtual_gpus import VirtualGPUs
 PACKAGE = Path(glm4v_magic.__file__).parent
 ROOT = Path(__file__).parents[2]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8").replace("-", "_")
-OF_OTHERS = {"{}", "astropy", "cairosvg", "h5py", "imageio", "pydicom", "rawpy", "tifffile"}
+OF_OTHERS = {
+    "{}", "astropy", "cairosvg", "h5py", "imageio", "kaleido", "pydicom", "rawpy", "tifffile",
+    "vl_convert_python",
+}  # fmt: skip
 """Names that are known at run time only, or of no package that is used here."""
 IN_FOLDERS = "Give one of them."
 SQUARE = np.zeros((4, 4, 3), np.uint8)
@@ -405,6 +408,11 @@ IN_OTHER_TESTS = {
         "Accept them on its page and log in with: hf auth login.",
         "Check the spelling; a private repository needs a login.",
     ), "checkpoints/test_hub.py::test_who_has_logged_in_is_given_what_is_not_for_all"),
+    "Install the versions that it asks for, or uninstall that package.":
+        "checkpoints/test_adapters.py::test_a_package_that_peft_does_not_take",
+    "Install Chrome, or run plotly_get_chrome in a terminal.":
+        "project/test_advice_outside.py::"
+        "test_what_is_said_to_be_installed_is_all_that_is_needed",
     "All of them as a DataFrame are .read(), which has columns.":
         "mapping/test_row_file.py::test_each_row_is_in_the_file",
     "Are they as they were trained?":
@@ -520,7 +528,8 @@ NOT_HERE = {
 """Sentences that cannot be followed where tests run, and why."""
 
 INSTALLING = re.compile(
-    r"pip install (?!in )['\"]?([\w{}-]+(?:\[(\w+)\])?)|Install it if you need|pip install in its"
+    r"pip install (?:--upgrade )?['\"]?([\w{}][\w{}-]*(?:\[(\w+)\])?)|"
+    r'Install it if you need|"pip install \."'
 )
 """What is installed; `test_what_is_to_be_installed_is_what_the_project_names` looks at it."""
 

@@ -256,6 +256,30 @@ class TestArrival:
             arrival.verify_bytes(session.engine.model, plan)
 
 
+def test_after_a_bug_of_the_loader_it_is_loaded_again_or_with_another_map(gpus, monkeypatch):
+    session, loads = Session(), local.dispatch
+
+    def astray(model, places, *rest):
+        """Hang the hooks as always, and leave the parts of one GPU on another."""
+        loads(model, places, *rest)
+        if places == SPLIT:
+            with torch.no_grad():
+                model.lm_head.weight.data = model.lm_head.weight.data.to("cuda:1")
+
+    monkeypatch.setattr(local, "dispatch", astray)
+    with pytest.raises(PlacementError, match="load it again, or with another map") as caught:
+        session.load(golden.CHECKPOINT, device_map=SPLIT)
+    assert "lm_head.weight was to be on cuda:2, but arrived on cuda:1" in str(caught.value)
+    assert session.engine is None
+    for other in ({"": 1}, {**SPLIT, "lm_head": 1}, None):
+        session.load(golden.CHECKPOINT, device_map=other)
+        assert session.ask(**QUESTION).text
+    monkeypatch.setattr(local, "dispatch", loads)  # a bug of a moment
+    session.load(golden.CHECKPOINT, device_map=SPLIT)
+    assert session.ask(**QUESTION).text
+    session.unload()
+
+
 def models_in_memory():
     return [thing for thing in gc.get_objects() if type(thing).__name__.startswith("Glm4v9bFor")]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -19,6 +18,7 @@ from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.places import find_place
 from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.installed import installed_version
 from glm4v_magic.core.model import Architecture, Sized
 from glm4v_magic.core.model_shape import ModelShape
 from glm4v_magic.core.options import PlacementFields, Serving, check, of_command, of_group
@@ -399,9 +399,8 @@ def _require(engine: str, command: EngineCommand) -> None:
 
 def _require_quantising_vllm() -> None:
     """Raise OptionError if the vLLM of this environment has no bitsandbytes."""
-    try:
-        version = importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
+    version = installed_version("vllm")
+    if not version:
         return  # the program on the PATH is of another environment
     numbers = [int(each) if each.isdigit() else 0 for each in version.split(".")]
     if numbers >= [0, 28]:
