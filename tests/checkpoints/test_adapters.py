@@ -1211,8 +1211,10 @@ def test_a_package_that_peft_does_not_take(adapter, tmp_path, monkeypatch, way):
     def install(name, version):
         info = packages / f"{name}-{version}.dist-info"
         info.mkdir(parents=True)
-        (packages / name).mkdir(exist_ok=True)
+        (packages / name / "nn_modules").mkdir(parents=True, exist_ok=True)
         (packages / name / "__init__.py").touch()
+        layers = packages / name / "nn_modules" / "qlinear.py"
+        layers.write_text("class BaseQuantLinear: pass")
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
     install("gptqmodel", "5.0.0")
@@ -1232,3 +1234,5 @@ def test_a_package_that_peft_does_not_take(adapter, tmp_path, monkeypatch, way):
     assert resolve(adapter).load(dtype=torch.float32)
     for each in kept:
         each.cache_clear()
+    for name in [each for each in sys.modules if each.partition(".")[0] == "gptqmodel"]:
+        del sys.modules[name]

@@ -185,7 +185,10 @@ while not heard: time.sleep(0.05)
 
 
 def test_a_button_of_another_package_is_not_heard_and_the_toolbar_interrupts(front_end):
-    """What the doctor says of this version of ipykernel (stop_in_another_way)."""
+    """What the doctor says of this version of ipykernel.
+
+    By its code: stop_in_another_way
+    """
     number = front_end.start(OF_ANOTHER)
     button = front_end.listen_for_button()
     front_end.click(button)

@@ -257,7 +257,14 @@ MADE = {
         },
     ),
     "vl-convert-python": ("1.9.0", {"vl_convert/__init__.py": VL_CONVERT}),
-    "gptqmodel": ("7.0.0", {"gptqmodel/__init__.py": ""}),
+    "gptqmodel": (
+        "7.0.0",
+        {
+            "gptqmodel/__init__.py": "",
+            "gptqmodel/nn_modules/__init__.py": "",
+            "gptqmodel/nn_modules/qlinear.py": "class BaseQuantLinear: pass",
+        },
+    ),
     "optimum": ("1.27.0", {"optimum/__init__.py": ""}),
 }
 """Packages that no test environment has: name -> version and files of a stand-in."""
@@ -416,9 +423,9 @@ def test_what_tells_which_gpus_there_are_is_installed(environment):
 
 def test_idle_gpus_are_left_to_others():
     """Leave them to others."""
-    with VirtualGPUs("7x1GiB"):
+    with VirtualGPUs("7x1GiB") as gpus:
         session = Session().load(CHECKPOINT)
-        found = {each.subject: each for each in diagnose(gather(model=str(CHECKPOINT)))}
+        found = {each.subject: each for each in diagnose(gather(gpus.gpus, model=str(CHECKPOINT)))}
         assert found["idle GPUs"].next_step == "Leave them to others."
         idle = found["idle GPUs"].found.split(", ")
         assert not {*idle} & {*session.status().info.devices}
