@@ -427,7 +427,8 @@ def _cut(text: str, most: int) -> str:
 def reason(error: BaseException) -> str:
     """Return the type and the first line of the text of an exception: ``"KeyError: 'x'"``.
 
-    Of an error of the operating system that is its own words alone: ``"Permission denied"``.
+    Of an error of the operating system, and of libraries that say no more of what it is, that is
+    its own words alone: ``"Permission denied"``, ``"image file is truncated"``.
     """
     if isinstance(error, OSError) and error.strerror:
         return str(error.strerror)
@@ -435,4 +436,7 @@ def reason(error: BaseException) -> str:
         text = str(error).strip()
     except Exception:
         text = ""
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+    if not text:
+        return type(error).__name__
+    said = text.splitlines()[0]
+    return said if type(error) is OSError else f"{type(error).__name__}: {said}"

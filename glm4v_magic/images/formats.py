@@ -208,4 +208,4 @@ def not_an_image(source: str, head: bytes) -> ImageError:
 
 
 def _a(name: str) -> str:
-    return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
+    return f"{'an' if name[0] in 'AEIOi' else 'a'} {name}"

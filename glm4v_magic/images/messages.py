@@ -35,7 +35,9 @@ def unreadable(source: str, error: Exception) -> ImageError:
             f"{one_line(source)} is of a kind that Pillow does not read: {one_line(said)}.",
             "Save it as a PNG first.",
         )
-    return ImageError(f"{one_line(source)} is cut short or damaged: {reason(error)}")
+    # Pillow says "SyntaxError: broken PNG file", as if it were one of Python.
+    why = said.splitlines()[0] if isinstance(error, SyntaxError) and said else reason(error)
+    return ImageError(f"{one_line(source)} is cut short or damaged: {why.rstrip('.')}.")
 
 
 def refuse_too_many(given: int, source: str, limits: Limits) -> None:

@@ -67,7 +67,8 @@ class TestFiles:
             (b"<?xml version='1.0'?>\n<svg/>", "an SVG drawing."),
             (b"\n<!DOCTYPE html><title>", "a web page. Give the address"),
             (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
-            (png()[:20], "is cut short or damaged: OSError: Truncated File Read"),
+            (png()[:20], "is cut short or damaged: Truncated File Read"),
+            (b"\0\0\1\0\1", "begins like an icon file but is cut short or damaged."),
             (b"GIF89a\x01", "begins like a GIF file but is cut short or damaged."),
             (b"\xff\xd8\xff\xe0..", "is cut short or damaged: "),
         ],
@@ -85,12 +86,16 @@ class TestFiles:
         (folder / "x.img").write_bytes(content[: len(content) // 2])
         message = error_of(resolve_images, ["x.img"], {})
         assert "cut short or damaged" in message
+        assert "Error" not in message  # nor any other class
 
     def test_damaged_pixels(self, folder):
         content = bytearray(encoded(Image.effect_noise((64, 64), 50)))
         content[200:220] = bytes(20)
         (folder / "x.png").write_bytes(content)
-        assert "x.png is cut short or damaged: " in error_of(resolve_images, ["x.png"], {})
+        message = error_of(resolve_images, ["x.png"], {})
+        assert "x.png is cut short or damaged: " in message
+        assert "Error" not in message
+        assert message.endswith(".")
 
     @pytest.mark.parametrize("side", [12_000, 30_000])
     def test_a_decompression_bomb_is_refused_by_its_header(self, folder, side):
