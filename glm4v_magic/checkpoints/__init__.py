@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from glm4v_magic.checkpoints.encoding import ModelInputs, Processor
     from glm4v_magic.checkpoints.files import Stamp
+    from glm4v_magic.checkpoints.reading import MappedFile
     from glm4v_magic.checkpoints.sources import Source
     from glm4v_magic.core.model import Architecture
     from glm4v_magic.core.options import Quantization
@@ -44,12 +45,14 @@ class Loaded:
         processor: its processor.
         inputs: makes the arguments of its forward.
         notes: settings of the checkpoint's files that were left out.
+        files: files that weights may still be in.
     """
 
     model: Any
     processor: Processor
     inputs: ModelInputs
     notes: tuple[str, ...] = ()
+    files: tuple[MappedFile, ...] = ()
 
 
 class Checkpoint(Protocol):

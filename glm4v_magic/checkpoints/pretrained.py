@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from glm4v_magic.checkpoints.adapters import Merges
     from glm4v_magic.checkpoints.merging import Merger
-    from glm4v_magic.checkpoints.reading import Restored
+    from glm4v_magic.checkpoints.reading import MappedFile, Restored
     from glm4v_magic.core.model import LoadProgress
     from glm4v_magic.core.options import Quantization
 
@@ -68,8 +68,10 @@ def load_weights(
     sizes: Mapping[str, int],
     generation: Mapping[str, Any] | None,
     options: LoadOptions,
-) -> Any:
-    """Load a model; the published generation config is used whatever it holds.
+) -> tuple[Any, tuple[MappedFile, ...]]:
+    """Load a model, and return it with the files that its weights may be in.
+
+    The published generation config is used whatever it holds.
 
     Args:
         model_class: class of the model.
@@ -84,7 +86,7 @@ def load_weights(
         CheckpointError: if transformers cannot read a weight, or some are missing.
     """
     from glm4v_magic.checkpoints.progress import collect_report, report_progress
-    from glm4v_magic.checkpoints.reading import stored_weights
+    from glm4v_magic.checkpoints.reading import mapped_files, stored_weights
     from glm4v_magic.checkpoints.without_values import no_drawing
     from glm4v_magic.dispatch.devices import for_torch
 
@@ -121,10 +123,11 @@ def load_weights(
             )
         except RuntimeError as error:
             raise _reported(folder, reports) or error from None
+        files = mapped_files(weights)
     _require_all(folder, info)
     if generation is not None:
         model.generation_config = _generation_config(generation)
-    return model.eval()
+    return model.eval(), files
 
 
 def _require_all(folder: Path, info: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Weights mapped from their shards, one at a time and on demand.
 
 A weight that stays on the CPU in the dtype of its file stays in the file: its pages are read when
-they are used. Any other weight is copied once, from the file to its device, and its pages are
+they are used. `mapped_files` tells those files, for what is written into them is in the weights at
+once. Any other weight is copied once, from the file to its device, and its pages are
 released at once. `from_pretrained` alone would release them only at its end, and until then the
 pages of a whole checkpoint would count as resident memory. Weights can also be refused, which stops
 the threads of an interrupted load.
@@ -15,6 +16,7 @@ import sys
 import threading
 import traceback
 import weakref
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,13 +33,59 @@ if TYPE_CHECKING:
 
     from glm4v_magic.checkpoints.merging import Merger
 
-__all__ = ["FP8", "Restored", "StoredWeight", "forget_locals", "stored_weights"]
+__all__ = [
+    "FP8",
+    "MappedFile",
+    "Restored",
+    "StoredWeight",
+    "forget_locals",
+    "mapped_files",
+    "stored_weights",
+]
 
 FP8 = "F8_E4M3"
 """Dtype of weights in FP8, as safetensors writes it."""
 
 _LONGEST_READ = 60.0  # seconds to wait for a thread that is at one weight
 _AHEAD = 2**20  # bytes; what most disks are read ahead at once
+
+
+def _state(found: os.stat_result) -> tuple[int, int, int, int]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MappedFile:
+    """A file that is mapped into memory.
+
+    A weight in a part that was cut off ends the process as it is read (SIGBUS). A file that is
+    replaced by another, or deleted, stays as it was for those who have mapped it.
+
+    Attributes:
+        path: the file.
+        state: its device, number, size and modification time as it was mapped.
+        ranges: addresses that it is mapped to, each from and up to one.
+        held: what keeps it mapped there.
+    """
+
+    path: Path
+    state: tuple[int, int, int, int]
+    ranges: tuple[tuple[int, int], ...]
+    held: object
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Tell whether the values of a tensor of the CPU are in the file."""
+        address = tensor.data_ptr()
+        return any(begin <= address < end for begin, end in self.ranges)
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether anything was written into it since."""
+        try:
+            now = _state(self.path.stat())
+        except OSError:
+            return False
+        return now[:2] == self.state[:2] and now != self.state
 
 
 class _Shard:
@@ -52,6 +100,7 @@ class _Shard:
         with ExitStack() as files:
             try:
                 self._file = files.enter_context(path.open("rb"))
+                self._state = _state(os.fstat(self._file.fileno()))
                 self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
             except (OSError, ValueError) as error:  # an empty file is a ValueError
                 raise CheckpointError(f"{path} cannot be read: {error}.") from error
@@ -84,6 +133,14 @@ class _Shard:
         start = info.start - info.start % mmap.PAGESIZE
         self._map.madvise(mmap.MADV_DONTNEED, start, info.start + info.nbytes - start)
 
+    @property
+    def mapped(self) -> MappedFile:
+        """The file as it is mapped."""
+        import torch
+
+        begin = torch.frombuffer(self._map, dtype=torch.uint8).data_ptr()
+        return MappedFile(self._path, self._state, ((begin, begin + len(self._map)),), self._map)
+
     def read_ahead(self, info: TensorInfo) -> None:
         """Ask the system to read a weight from disk as a whole, unless it has read it before."""
         if sys.platform != "linux":
@@ -108,6 +165,7 @@ class _Pickled:
     def __init__(self, path: Path) -> None:
         from glm4v_magic.checkpoints.pickled import read_pickled
 
+        self._path, self._state = path, _state(path.stat())
         self._tensors = read_pickled(path)
 
     def weight(self, info: TensorInfo) -> Tensor:
@@ -117,6 +175,14 @@ class _Pickled:
             return whole
         start = info.start // whole.itemsize
         return whole.flatten()[start : start + info.nbytes // whole.itemsize].view(info.shape)
+
+    @property
+    def mapped(self) -> MappedFile:
+        """The file; of an old one, which torch reads into memory, no tensor is in a range."""
+        held = [each.untyped_storage() for each in self._tensors.values()]
+        is_mapped = zipfile.is_zipfile(self._path)
+        ranges = [(each.data_ptr(), each.data_ptr() + each.nbytes()) for each in held if is_mapped]
+        return MappedFile(self._path, self._state, tuple(ranges), held)
 
     def read_ahead(self, info: TensorInfo) -> None:
         """Does nothing."""
@@ -146,6 +212,11 @@ class _Reader:
         shard.read_ahead(info)
         return shard.weight(info)
 
+    @property
+    def files(self) -> list[MappedFile]:
+        """The shards that are mapped."""
+        return [shard.mapped for shard in self._shards.values()]
+
     def close(self) -> None:
         """Refuse further reads and wait for the threads that are reading."""
         with self._lock:
@@ -167,6 +238,11 @@ class StoredWeight:
 
     def __getitem__(self, _all: EllipsisType) -> Tensor:
         return self._reader.read(self._info)
+
+    @property
+    def files(self) -> list[MappedFile]:
+        """All files that have been mapped for this weight and those beside it."""
+        return self._reader.files
 
     def get_dtype(self) -> str:
         """Return the dtype in the file; transformers asks for it if weights are quantised."""
@@ -264,6 +340,11 @@ def stored_weights(
         raise
     finally:
         reader.close()
+
+
+def mapped_files(weights: Mapping[str, StoredWeight]) -> tuple[MappedFile, ...]:
+    """Return the files that weights were read from, while they are open; see `stored_weights`."""
+    return tuple(next(iter(weights.values())).files) if weights else ()
 
 
 def _weights(

@@ -58,7 +58,12 @@ from glm4v_magic.engines.decoding import Chosen, decode
 from glm4v_magic.engines.grammars import Grammars
 from glm4v_magic.engines.intake import Intake
 from glm4v_magic.engines.load_advice import advice_for_load
-from glm4v_magic.engines.not_finite import BrokenWeight, broken_weight, not_finite
+from glm4v_magic.engines.not_finite import (
+    BrokenWeight,
+    broken_weight,
+    not_finite,
+    tensors_of,
+)
 from glm4v_magic.engines.out_of_memory import is_out_of_memory, out_of_memory
 from glm4v_magic.engines.prefill import Vision
 from glm4v_magic.engines.prefixes import CacheFacts, PrefixStore, image_digest
@@ -228,6 +233,8 @@ class LocalEngine:
         self.vocabulary = Vocabulary(self.processor.tokenizer, self.processor.told_token_ids)
         self._recorder = recorder
         self._virtual = active() if self.gpus else None
+        here = [each for _, each in tensors_of(self.model) if each.device.type == "cpu"]
+        self._files = [file for file in loaded.files if any(map(file.holds, here))]
         self._is_bare = False
         budget = kept_budget(None, placement.plan) if keep is None else keep
         self.kept = PrefixStore(budget, is_recurrent=loaded.inputs.is_recurrent)
@@ -303,10 +310,10 @@ class LocalEngine:
         """Enter torch's contexts for a computation that is no answer.
 
         Raises:
-            EngineError: if the model's virtual GPUs are no more.
+            EngineError: if the model's virtual GPUs are no more, or its weights were overwritten.
             OutOfMemoryError: if memory ran out; the engine can be used again.
         """
-        self._require_devices()
+        self._require_weights()
         try:
             with torch_state_kept(), _without_gradients():
                 yield
@@ -339,13 +346,23 @@ class LocalEngine:
         """Return the visual tokens of images, (V, H); nothing is kept."""
         return self._inputs.features(images)
 
-    def _require_devices(self) -> None:
+    def _require_weights(self) -> None:
+        """Raise EngineError if the weights are no more, or no more those that were loaded."""
         if self.is_gone:
             raise EngineError(
                 f"{self._info.model} is on virtual GPUs whose `with VirtualGPUs(...)` block has "
                 "ended.",
                 "Load it again.",
             )
+        changed = next((each for each in self._files if each.has_changed), None)
+        if changed is not None:
+            error = EngineError(
+                f"{printable(str(changed.path))} was overwritten after {self._info.model} was "
+                "loaded, which reads its weights from there.",
+                "Load it again.",
+            )
+            error.reach = "all"
+            raise error
 
     def stream(
         self,
@@ -354,7 +371,7 @@ class LocalEngine:
         withdrawn: Container[int] = (),
     ) -> Generator[EngineEvent, None, None]:
         """Answer `requests`; see `engines.Engine.stream`."""
-        self._require_devices()
+        self._require_weights()
         # Virtual GPUs draw from the CPU's random state.
         device = self.home if active() is None else "cpu"
         at_once = at_once or self.batch_size
@@ -402,6 +419,7 @@ class LocalEngine:
         with self._recording():
             while True:
                 yield from _looked_ahead(intake)
+                self._require_weights_of(intake)
                 # torch's contexts are entered for one step only: between two steps the caller's and
                 # the user's code runs.
                 with torch_state_kept(), _without_gradients(inference=not self._is_bare):
@@ -410,6 +428,14 @@ class LocalEngine:
                     return
                 self._recorder.step()
                 yield from self._told(latest, intake)
+
+    def _require_weights_of(self, intake: Intake) -> None:
+        """Raise what `_require_weights` does, with what open rows have said until then."""
+        try:
+            self._require_weights()
+        except EngineError as error:
+            error.generations = _failed(intake.open_rows)
+            raise
 
     def _told(self, latest: Mapping[int, Chosen | None], intake: Intake) -> Iterator[EngineEvent]:
         """Append the latest token of each row and yield the resulting events."""
@@ -550,18 +576,13 @@ class LocalEngine:
                 ways.append(remark("larger_reserve"))
         error = out_of_memory(text, doing, remark("answering_ran_out", ways=tuple(ways)))
         error.rows = tuple(row.number for row in rows)
-        begun = {row.number: row.generation() for row in rows if row.transcript.ids}
-        error.generations = {
-            number: said
-            if said.finish_reason != "interrupted"
-            else dataclasses.replace(said, finish_reason="failed")
-            for number, said in begun.items()
-        }
+        error.generations = _failed(rows)
         return error
 
     def close(self) -> None:
         """Drop the model and release its memory."""
         self.model = self.processor = self._inputs = None  # type: ignore[assignment]
+        self._files = []
         self.kept.clear()
         _release_memory()
 
@@ -629,6 +650,17 @@ def _interrupted(intake: Intake) -> dict[int, Generation]:
     if not stopped:
         return {0: Generation("", Usage(None, None, 0), "interrupted")}
     return {row.number: row.generation() for row in stopped}
+
+
+def _failed(rows: Sequence[Row]) -> dict[int, Generation]:
+    """Return what those of the rows have said that have begun, by number."""
+    begun = {row.number: row.generation() for row in rows if row.transcript.ids}
+    return {
+        number: said
+        if said.finish_reason != "interrupted"
+        else dataclasses.replace(said, finish_reason="failed")
+        for number, said in begun.items()
+    }
 
 
 def _of_memory(error: RuntimeError | MemoryError) -> str:

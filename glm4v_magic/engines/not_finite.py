@@ -15,7 +15,7 @@ from glm4v_magic.core.errors import EngineError
 from glm4v_magic.core.model import EngineInfo
 from glm4v_magic.core.wording import printable
 
-__all__ = ["BrokenWeight", "broken_weight", "not_finite"]
+__all__ = ["BrokenWeight", "broken_weight", "not_finite", "tensors_of"]
 
 _AT_ONCE = 2**24  # values whose mask is in memory at once, 16 MiB
 
@@ -69,7 +69,7 @@ def broken_weight(model: nn.Module) -> BrokenWeight | None:
 
     Of one that bitsandbytes has quantised, its scales tell it.
     """
-    for name, tensor in _tensors(model):
+    for name, tensor in tensors_of(model):
         for values in _floats(tensor):
             for part in values.detach().flatten().split(_AT_ONCE):
                 own = part.float() if part.dtype.itemsize == 1 else part  # FP8
@@ -78,7 +78,8 @@ def broken_weight(model: nn.Module) -> BrokenWeight | None:
     return None
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield all weights and buffers of a model with their names, offloaded ones included."""
     yield from model.named_parameters()
     yield from model.named_buffers()
     for name, module in model.named_modules():

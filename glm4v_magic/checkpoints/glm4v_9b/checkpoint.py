@@ -159,7 +159,7 @@ class Glm4v9bCheckpoint:
         if packed is not None:
             tensors = packed.tensors
             config.quantization_config = dict(packed.stored.config)
-        model = load_weights(
+        model, files = load_weights(
             Glm4v9bForConditionalGeneration,
             config,
             self.folder,
@@ -179,7 +179,7 @@ class Glm4v9bCheckpoint:
         )
         if packed is not None:
             with_own_shapes(model)
-        return Loaded(model, processor, Glm4v9bInputs(model), self._notes)
+        return Loaded(model, processor, Glm4v9bInputs(model), self._notes, files)
 
     def processor(self, image_size: int | None = None) -> Glm4v9bProcessor:
         """Build the processor from tokenizer and configuration; reads no weights.

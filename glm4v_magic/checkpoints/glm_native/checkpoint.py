@@ -182,7 +182,7 @@ class NativeCheckpoint:
             config.quantization_config = self._stored.for_devices(device_map)
         elif self._fp8 is not None:
             restored = Restored(self._fp8.block, SCALE, dtype)
-        model = load_weights(
+        model, files = load_weights(
             MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)],
             config,
             self.folder,
@@ -205,7 +205,7 @@ class NativeCheckpoint:
             # Frames come as images, with the same features: no token is one of a video then.
             model.config.video_start_token_id = -1
         inputs = NativeInputs(model, is_recurrent=self._family.is_recurrent)
-        return Loaded(model, processor, inputs, self._notes)
+        return Loaded(model, processor, inputs, self._notes, files)
 
     def processor(self, image_size: int | None = None) -> NativeProcessor:
         """Build the processor from tokenizer and configuration; see `Checkpoint.processor`.
