@@ -418,7 +418,12 @@ def in_passing() -> frozenset[str]:
     found = set()
     for file in sorted(PACKAGE.rglob("*.py")):
         if not str(file).endswith(_OWN_WORDS):
-            found |= {text for text in _written(file) if tells_to_do(text)}
+            # a command alone is a value of what has a code
+            found |= {
+                text
+                for text in _written(file)
+                if tells_to_do(text) and not text.startswith("pip install ")
+            }
     known = {text for _, text in hints()} | in_errors_of_python()
     return frozenset(text for text in found if not any(map(_like(text).search, known)))
 

@@ -59,6 +59,7 @@ SLOW = {
     "notebook/test_chat_demo.py": "a kernel",
     "project/test_advice_asked.py": "loads several models",
     "project/test_advice_followed.py": "loads models, and asks servers",
+    "project/test_advice_of_error_pages.py": "loads models, and asks servers",
     "project/test_advice_in_passing.py": "loads models, and asks a server",
     "checkpoints/test_files_put_right.py": "several models",
     "engines/test_shipped_configs.py": "loads many models",

@@ -552,7 +552,6 @@ IN_PASSING = {
     "take back: {}": "notebook/test_widgets.py::test_a_pin_is_taken_back_by_its_button",
     "load the model again":
         "engines/test_replicas.py::test_when_all_are_killed_it_is_said_and_a_load_helps",
-    'pip install "ipykernel==7.3.0"': "doctor/test_doctor.py::test_commands_in_next_steps_exist",
     "That code runs with transformers 4.42 to 4.48. There, this program needs nothing but Python "
     "3.11\nand libcst. In the folder of this repository: pip install --no-deps . libcst\n\nexit "
     "status: 0 done, or nothing to do; 1 the folder or a copy cannot be patched; 2 wrong "

@@ -415,6 +415,7 @@ IN_PASSING = {
     "documentation": ('def act():\n    "Use this."', set()),
     "a pattern": ('re.compile("use this")', set()),
     "a word": ('show("use")', set()),
+    "a value of what has a code": ('remark("install", command=f"pip install {this}")', set()),
     "a hint": ('raise OptionError("Why.", "Use it so.")', set()),
     "a part of a hint": ('raise OptionError("Why.", f"Use it: {this}.".strip())', set()),
     "an error of Python": ('raise ValueError("Use this.")', set()),
