@@ -357,32 +357,22 @@ _OWN_WORDS = (
 _COMMAND = re.compile(
     r"%[a-z]\w|(?<![-\w(])--[a-z]\w|\bpip install\b|\bulimit\b|\bCtrl-C\b|\bpython -m\b|\bagain\b"
 )
-_NO_VERBS = {
-    "a", "all", "an", "are", "bfloat", "clips", "config", "cpu", "deepspeed", "did", "different",
-    "does", "each", "every", "folders", "for", "from", "fsdp", "gpu", "gpus", "has", "if", "image",
-    "images", "in", "index", "integers", "is", "it", "its", "known", "models", "neither", "no",
-    "none", "not", "nothing", "np", "of", "on", "one", "only", "options", "owner", "pip", "python",
-    "question", "quotes", "ray", "session", "such", "text", "that", "the", "their", "there",
-    "these", "they", "this", "to", "values", "was", "weights", "what", "where", "which", "with",
-    "without",
+_VERBS = {
+    "add", "allow", "ask", "check", "choose", "copy", "crop", "define", "describe", "download",
+    "empty", "end", "export", "fetch", "free", "give", "go", "hand", "install", "keep", "leave",
+    "let", "list", "load", "look", "make", "merge", "move", "name", "open", "pad", "pin", "put",
+    "read", "replace", "restart", "run", "save", "say", "scale", "see", "send", "set", "shorten",
+    "start", "take", "unpack", "unset", "update", "upload", "use", "wait", "write",
 }  # fmt: skip
-_MORE_VERBS = {"export", "go", "hand", "pad", "restart", "unset"}
-
-
-@cache
-def verbs() -> frozenset[str]:
-    """Return the words that hints begin with, which tell what to do."""
-    sentences = (each for _, text in hints() for each in re.split(r"(?<=[.;:])\s+", text))
-    words = {found[0].lower() for each in sentences if (found := re.match(r"[A-Za-z]+", each))}
-    return frozenset(words - _NO_VERBS | _MORE_VERBS)
+"""What advice begins with."""
 
 
 def tells_to_do(text: str) -> bool:
-    """Tell whether a part of a text begins with a verb of a hint, or names a command."""
+    """Tell whether a part of a text begins as advice does, or names a command."""
     parts = re.split(r"[.;:,!?(]\s+|\(|\b(?:or|and|then)\s+", text)
     first = (re.match(r"[A-Za-z]+(?=\s)", each.strip()) for each in parts)
     return bool(_COMMAND.search(text)) or any(
-        found is not None and found[0].lower() in verbs() for found in first
+        found is not None and found[0].lower() in _VERBS for found in first
     )
 
 

@@ -424,9 +424,8 @@ IN_PASSING = {
 
 @pytest.fixture
 def elsewhere(found, tmp_path):
-    """Return what `hints` finds in the code of a module that is no hint; "use" begins a hint."""
-    (tmp_path / "verbs.py").write_text('raise OptionError("Why.", "Use that.")')
-    cached = (hints.hints, hints.verbs, hints.in_errors_of_python, hints.in_passing)
+    """Return what `hints` finds in the code of a module that is no hint."""
+    cached = (hints.hints, hints.in_errors_of_python, hints.in_passing)
 
     def read(code, function):
         (tmp_path / "words/module.py").write_text(dedent(code))
