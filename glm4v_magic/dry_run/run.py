@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,6 +34,7 @@ from glm4v_magic.planning.decision import (
     decide,
     make_plan,
     refuse_options_of_a_plan,
+    refuse_other_than_planned,
     refuse_plan_of_another,
     require_quantised_on_gpus,
     unseen,
@@ -64,6 +65,9 @@ __all__ = ["DEFAULT_DECODE_STEPS", "dry_run", "is_on_cpu"]
 DEFAULT_DECODE_STEPS = 2
 
 _BY_TRANSFORMERS = ("auto", "balanced")
+
+_TRIED = ("context", "images", "batch")
+"""Options that may differ from those of a given plan."""
 
 # GPUs of a dry run never run out of memory, so that it can tell how much the real ones lack.
 _ENDLESS = 1 << 50
@@ -159,8 +163,10 @@ def dry_run(
         raise OptionError("A dry run needs at least one GPU.", 'Describe them, as in "4x16GiB".')
     shape = architecture.shape()
     if isinstance(given, Plan):
+        refuse_other_than_planned(given, options, (*_TRIED, "image_size"))
         refuse_plan_of_another(given, architecture)
-    work = _workload(asked, given)
+    tried_out = {name for name in _TRIED if options.get(name) is not None}
+    work = _workload(asked, given, tried_out)
     told = tuple(unseen(shape))
     by_transformers = isinstance(device_map, str) and device_map in _BY_TRANSFORMERS
     if work.context is None and text_tokens is None and given is None and not by_transformers:
@@ -276,19 +282,13 @@ def is_on_cpu(given: Plan | DeviceMap | None) -> bool:
     }
 
 
-def _workload(asked: PlacementOptions, given: object) -> Workload:
-    """Return the workload to try: that of a given plan, where none is asked for."""
+def _workload(asked: PlacementOptions, given: object, names: Collection[str]) -> Workload:
+    """Return the workload to try: that of a given plan, but for what is named."""
     work = asked.workload
     if not isinstance(given, Plan):
         return work
-    usual, planned = Workload(), given.workload
-    return replace(
-        planned,
-        context=planned.context if work.context is None else work.context,
-        images=planned.images if work.images == usual.images else work.images,
-        batch=planned.batch if work.batch == usual.batch else work.batch,
-        image_size=work.image_size or planned.image_size,
-    )
+    tried = {name: getattr(work, name) for name in names}
+    return replace(given.workload, **tried, image_size=work.image_size or given.workload.image_size)
 
 
 def _placed(

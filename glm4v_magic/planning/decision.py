@@ -7,7 +7,7 @@ it costs nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from glm4v_magic.core.model_shape import (
     Workload,
     require_architecture,
 )
-from glm4v_magic.core.options import OPTIONS, Quantization
+from glm4v_magic.core.options import OPTIONS, Quantization, taken
 from glm4v_magic.core.placement import (
     CPU_DTYPE,
     DeviceMap,
@@ -59,6 +59,7 @@ __all__ = [
     "may_fit",
     "refuse_for_any_gpu",
     "refuse_options_of_a_plan",
+    "refuse_other_than_planned",
     "refuse_plan_of_another",
     "require_quantised_on_gpus",
     "unseen",
@@ -75,6 +76,9 @@ _LIMITS = ("max_memory", "reserve", "split_vision", "offload", "pin")
 
 _OF_A_PLAN = (*_WORKLOAD, "objective", *_LIMITS)
 """Options that have no meaning beside a device map, and must be those of a given plan."""
+
+_TOLD = (*_OF_A_PLAN, "image_size", "dtype", "quantize")
+"""Options that must be those of a given plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +225,7 @@ def choose(
     # A dry run may try another workload than the plan's.
     tried = () if loads else (*_WORKLOAD, "image_size")
     if isinstance(chosen, Plan):
-        told = (*_OF_A_PLAN, "image_size", "dtype", "quantize")
-        names = [name for name in told if name not in tried]
+        names = [name for name in _TOLD if name not in tried]
         _refuse_contradictions(chosen, options, names)
         _refuse_other_parts(chosen, architecture)
         refuse_plan_of_another(chosen, architecture)
@@ -351,11 +354,43 @@ def refuse_options_of_a_plan(
             )
 
 
-def _refuse_contradictions(made: Plan, options: PlacementOptions, names: Sequence[str]) -> None:
-    """Raise OptionError if an option that is given differs from that of a plan."""
+def refuse_other_than_planned(
+    made: Plan, given: Mapping[str, Any], but: Collection[str] = ()
+) -> None:
+    """Raise OptionError if an option differs from that of a plan, be it the default.
+
+    Args:
+        made: the plan.
+        given: options as they were given, by the names of `PlacementOptions`; others are passed
+            over, and so is what asks for nothing: ``None``, a dtype ``"auto"``, no pins.
+        but: those that may differ.
+    """
+    options = taken(PlacementOptions, given)
+    names = [
+        name
+        for name in _TOLD
+        if name not in but
+        and given.get(name) is not None
+        and getattr(options, name) not in (None, ())
+    ]
+    _refuse_contradictions(made, options, names, is_given=True)
+
+
+def _refuse_contradictions(
+    made: Plan, options: PlacementOptions, names: Sequence[str], *, is_given: bool = False
+) -> None:
+    """Raise OptionError if an option differs from that of a plan.
+
+    Args:
+        made: the plan.
+        options: the options.
+        names: those to look at.
+        is_given: whether they were given; otherwise those with their default value were not.
+    """
     for name in names:
         asked, planned = getattr(options, name), _of_plan(made, name)
-        if asked != OPTIONS[name].default and not _is_same(name, asked, planned, made):
+        is_asked = is_given or asked != OPTIONS[name].default
+        if is_asked and not _is_same(name, asked, planned, made):
             was = "without" if planned == OPTIONS[name].default else f"with {_shown(planned)}"
             raise OptionError(
                 f"{name} is {_shown(asked)}, but the plan was made {was}.",

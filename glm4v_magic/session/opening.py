@@ -60,10 +60,13 @@ def choice_of(model: str | os.PathLike[str] | None, options: Mapping[str, Any]) 
         if given.get(name) is not None:
             given[name] = os.fspath(given[name])
     if given.get("device_map") is not None:
+        from glm4v_magic.planning.decision import refuse_other_than_planned
         from glm4v_magic.planning.files import read_given
 
         # Read here, because a file may have changed since a model was loaded by it.
         plan = given["device_map"] = read_given(given["device_map"])
+        if isinstance(plan, Plan):  # here, where it is known what was given
+            refuse_other_than_planned(plan, given)
         if isinstance(plan, Plan) and (model is None or plan.is_of(os.fspath(model))):
             model = plan.model if model is None else model
             given |= {name: value for name, value in plan.made_of if given.get(name) is None}

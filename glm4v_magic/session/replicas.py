@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from glm4v_magic.engines.replicas.layout import Seat
     from glm4v_magic.engines.replicas.worker import Load
 
-__all__ = ["Opening", "prepare", "refuse_alone"]
+__all__ = ["Opening", "prepare", "refuse_alone", "refuse_beside"]
 
 _CPU = "cpu"
 
@@ -87,7 +87,7 @@ def prepare(
     """
     from glm4v_magic.engines.replicas import cluster
 
-    _refuse(choice)
+    refuse_beside(choice)
     cluster.require_ray()
     address = None if choice.cluster is None else cluster.read_cluster(choice.cluster)
     found.require_usable()
@@ -104,7 +104,8 @@ def prepare(
     return Opening(found, alone, places, load_one, joined)
 
 
-def _refuse(choice: ModelChoice) -> None:
+def refuse_beside(choice: ModelChoice) -> None:
+    """Raise OptionError if an option does not go with replicas."""
     if choice.device_map is not None:
         raise OptionError(
             "A device map does not go with replicas: each of them makes its own plan.",

@@ -119,10 +119,19 @@ def test_print_refuses_what_our_own_server_would(run, tmp_path, monkeypatch):
         ("GLM-4.6V-Flash --gpus 1x8GiB", "GLM-4.6V-Flash does not fit on"),
         ("demo --map plan.json", "The plan is of another model than demo: it says GLM-4V-9B."),
         ("GLM-4V-9B --map plan.json --gpus 1x16GiB", "GPU"),
+        ("--map plan.json --context 512", "--context is 512, but the plan was made with 8192."),
+        ("--map plan.json --batch 2", "--batch is 2, but the plan was made with"),
+        ("--map plan.json --image-size 56", "--image-size is 56, but the plan was made without."),
+        ("--map plan.json --objective fastest", "--objective is fastest, but the plan was made without."),
+        ("--map plan.json --replicas 2", "A device map does not go with replicas"),
+        ("GLM-4V-9B --map there.json --replicas 2", "A device map does not go with replicas"),
+        ("GLM-4V-9B --gpus 1x40GiB --replicas 2", "--gpus does not go with replicas"),
     ):
         assert said in run(f"%glm4v serve {line} --engine own --print", fails=True)
     for line in (
         "GLM-4V-9B --map plan.json",
+        "--map plan.json --context 8192 --images 1 --objective headroom",
+        "GLM-4V-9B --gpus cpu --replicas 2",
         "GLM-4.6V-Flash --gpus 2x24GiB",
         "someone/else --gpus 1x8GiB",  # of the other machine
         "GLM-4V-9B --map there.json --gpus 1x16GiB",

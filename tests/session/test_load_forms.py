@@ -314,7 +314,8 @@ class TestPlans:
         file = self.plan().save(tmp_path / "plan.json")
         report = dry_run(ARCHITECTURE, "3x1GiB", file)
         assert (report.batch, report.dtype) == (2, "bfloat16")
-        assert dry_run(ARCHITECTURE, "3x1GiB", file, batch=3).batch == 3
+        for batch in (1, 3):
+            assert dry_run(ARCHITECTURE, "3x1GiB", file, batch=batch).batch == batch
 
     @pytest.mark.parametrize(
         ("options", "said"),
@@ -326,18 +327,22 @@ class TestPlans:
             ({"pin": {"vision": 0}}, "pin is vision=0, but the plan was made with vision=1"),
             ({"offload": True}, "offload is on, but the plan was made without"),
             ({"split_vision": True}, "split_vision is on, but the plan was made without"),
+            ({"objective": "headroom"}, "objective is headroom, but the plan was made with bal"),
+            ({"batch": 1}, "batch is 1, but the plan was made with 2"),
         ],
     )
     def test_what_contradicts_a_plan_is_said(self, gpus, options, said):
         with pytest.raises(OptionError, match=said):
             Session().load(golden.CHECKPOINT, device_map=self.plan(), **options)
-        if "context" not in options:
+        if not {"context", "batch"} & {*options}:
             with pytest.raises(OptionError, match=said):
                 dry_run(ARCHITECTURE, "3x1GiB", self.plan(), **options)
 
     def test_what_repeats_a_plan_is_taken(self, gpus):
-        session = Session().load(golden.CHECKPOINT, device_map=self.plan(), **self.OPTIONS)
-        assert session.plan == self.plan()
+        for none in ({}, {"dtype": "auto"}, {"pin": {}}, {"image_size": None, "offload": False}):
+            options = {**self.OPTIONS, **none}
+            session = Session().load(golden.CHECKPOINT, device_map=self.plan(), **options)
+            assert session.plan == self.plan()
 
     def test_a_plan_of_another_model_is_refused(self, gpus):
         made = make_plan(architecture("GLM-4V-9B"), PlacementOptions(gpus="3x16GiB"))

@@ -19,7 +19,7 @@ from glm4v_magic.checkpoints.places import find_place
 from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.installed import installed_version
-from glm4v_magic.core.model import Architecture, Sized
+from glm4v_magic.core.model import Architecture, ModelChoice, Sized
 from glm4v_magic.core.model_shape import ModelShape
 from glm4v_magic.core.options import PlacementFields, Serving, check, of_command, of_group
 from glm4v_magic.core.placement import GivenMap, PlacementOptions
@@ -45,10 +45,11 @@ from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.own_options import OWN
 from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.outside import expanded, is_file
-from glm4v_magic.planning.decision import decide
+from glm4v_magic.planning.decision import decide, refuse_other_than_planned
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.followed import planned_gpus
 from glm4v_magic.planning.precision import require_quantizable
+from glm4v_magic.session.replicas import refuse_beside
 
 __all__ = ["serve"]
 
@@ -224,6 +225,10 @@ def _command(
 ) -> EngineCommand:
     options = as_options(placement_options(arguments))
     if engine == "own":
+        if isinstance(given, Plan):
+            refuse_other_than_planned(given, placement_options(arguments))
+        if values["replicas"] is not None:
+            refuse_beside(ModelChoice(options=options, device_map=values["device_map"]))
         _refuse_as_the_server_would(model, values, given, options)
         own = option_words(options)
         for option in of_command("serve"):
