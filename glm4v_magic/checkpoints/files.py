@@ -69,7 +69,11 @@ DTYPES = {
 }
 """Dtype as safetensors writes it -> torch's name for it, and bytes per value."""
 
-_BESIDE_WEIGHTS = (("tokenizer.model",), ("tokenizer.json", "preprocessor_config.json"))
+_BESIDE_WEIGHTS = (
+    ("tokenizer.model",),
+    ("tokenizer.json", "preprocessor_config.json"),
+    ("tokenizer.json", "processor_config.json"),
+)
 """What comes with the weights of GLM-4V-9B, and with those of newer models."""
 
 _DAMAGED = "The file is damaged; download it again."

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glm4v_magic.checkpoints import resolve
+from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.boxes import BOX_TAGS
 from glm4v_magic.core.conversation import Conversation, Message
 from glm4v_magic.core.errors import CheckpointError, ConversationError, OptionError
 from glm4v_magic.core.image import SeenImage
+from glm4v_magic.doctor import gather
 
 A, B, C = (tiny_native.image(*size) for size in ((300, 200, 0), (90, 260, 1), (5, 7, 2)))
 
@@ -233,7 +235,12 @@ def broken(native, tmp_path, **files):
         ({"chat_template": ""}, "broken does not write the question"),
         ({"chat_template": POINTER}, "chat_template.jinja is a pointer of git-lfs"),
         ({"preprocessor_config": "{"}, "preprocessor_config.json"),
-        ({"preprocessor_config": {"size": {"longest_edge": 0}}}, "longest_edge"),
+        (
+            {"preprocessor_config": {"size": {"shortest_edge": 9, "longest_edge": 0}}},
+            "longest_edge",
+        ),
+        ({"preprocessor_config": {"size": {"longest_edge": 99999}}}, "lacks 'size.shortest_edge'"),
+        ({"preprocessor_config": {"size": {"height": 9, "width": 9}}}, r"lacks .size\.shortest"),
         ({"preprocessor_config": {"patch_size": 16}}, "16 for patch_size"),
         ({"preprocessor_config": {"merge_size": "2"}}, "'2' for 'merge_size'"),
         ({"preprocessor_config": {"image_mean": None}}, "null for 'image_mean'"),
@@ -254,6 +261,99 @@ def broken(native, tmp_path, **files):
 def test_files_that_do_not_suit(native, tmp_path, files, message):
     with pytest.raises(CheckpointError, match=message):
         broken(native, tmp_path, **files).require_usable()
+
+
+def saved_by_transformers_5(source, folder, size=None, video=None):
+    """Copy a checkpoint whose processors were saved together, as processors are since."""
+    shutil.copytree(source, folder)
+    own = folder / "preprocessor_config.json"
+    settings = json.loads(own.read_text())
+    own.unlink()
+    if size is not None:
+        settings["size"] = {"shortest_edge": 1, "longest_edge": size * 2 * 28**2}
+        settings |= {"min_image_tokens": 1, "max_image_tokens": size}
+    whole = {"image_processor": settings, "processor_class": settings.pop("processor_class")}
+    if video is not None:
+        whole["video_processor"] = {"size": {"shortest_edge": 1, "longest_edge": video}}
+    (folder / "processor_config.json").write_text(json.dumps(whole))
+    return folder
+
+
+@pytest.mark.parametrize("kind", tiny_native.KINDS)
+def test_processors_that_were_saved_together(native, tmp_path, kind):
+    """As processors are saved, with a Trainer's model or alone, since transformers 5."""
+    source = native(kind)
+    folder = saved_by_transformers_5(source, tmp_path / "same")
+    resolve(folder).require_usable()
+    facts = gather((), model=str(folder))
+    assert (facts.is_here, facts.fault) == (True, None)
+    assert architecture(folder).shape().patches == architecture(source).shape().patches
+    small = saved_by_transformers_5(source, tmp_path / "small", size=16)
+    shutil.copy(source / "preprocessor_config.json", small)  # older, and not what counts
+    assert architecture(small).shape().patches < architecture(source).shape().patches
+    request = talk(Message("user", "What?", (tiny_native.image(400, 400),)))
+    seen = []
+    for each in (source, folder, small):
+        found = resolve(each).processor().encode(request)
+        expected = tiny_native.oracle_inputs(tiny_native.oracle(each), [request])
+        assert list(found.ids) == expected["input_ids"][0].tolist()
+        seen.append(found.ids)
+    assert seen[0] == seen[1]
+    assert len(seen[2]) < len(seen[0])
+
+
+def test_videos_are_limited_by_what_was_saved_together(native, tmp_path):
+    source = native("glm46v")
+    folder = saved_by_transformers_5(source, tmp_path / "c", video=123456)
+    assert resolve(folder).processor()._patches._video.longest_edge == 123456
+    (folder / "video_preprocessor_config.json").write_text(
+        json.dumps({"size": {"shortest_edge": 1, "longest_edge": 9}})
+    )
+    assert resolve(folder).processor()._patches._video.longest_edge == 123456
+
+
+@pytest.mark.parametrize("how", ["chat_template.json", "a list", "a list without a default"])
+def test_templates_in_older_places(native, tmp_path, how):
+    source, folder = native("glm46v"), shutil.copytree(native("glm46v"), tmp_path / "c")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    if how == "chat_template.json":
+        (folder / how).write_text(json.dumps({"chat_template": template}))
+    else:
+        file = folder / "tokenizer_config.json"
+        name = "default" if how == "a list" else "tools"
+        templates = [{"name": name, "template": template}, {"name": "b", "template": "{{ 1 }}"}]
+        file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": templates}))
+    if how == "a list without a default":
+        with pytest.raises(CheckpointError, match="holds no chat template"):
+            resolve(folder).require_usable()
+        return
+    request = talk(Message("user", "What?", (C,)))
+    one, other = (resolve(each).processor().encode(request) for each in (source, folder))
+    assert one.ids == other.ids
+
+
+@pytest.mark.parametrize("settings", ["{", '{"image_processor": 3}', '{"image_processor": {}}'])
+def test_processors_that_were_saved_together_and_are_damaged(native, tmp_path, settings):
+    folder = saved_by_transformers_5(native("glm46v"), tmp_path / "c")
+    (folder / "processor_config.json").write_text(settings)
+    if "{}" in settings:  # whatever transformers takes then
+        resolve(folder).require_usable()
+        return
+    with pytest.raises(CheckpointError) as caught:
+        resolve(folder).require_usable()
+    assert "processor_config.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [{"height": 224, "width": 224}, {"longest_edge": 9}, {}])
+def test_a_size_of_no_use_is_refused_by_all(native, tmp_path, size):
+    folder = shutil.copytree(native("glm46v"), tmp_path / "c")
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "size": size}))
+    for look in (resolve, architecture, lambda path: gather((), model=str(path))):
+        with pytest.raises(CheckpointError, match=r"lacks 'size\.(short|long)est_edge'"):
+            look(folder)
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "preprocessor_config"])

@@ -122,7 +122,10 @@ def test_print_refuses_what_our_own_server_would(run, tmp_path, monkeypatch):
         ("--map plan.json --context 512", "--context is 512, but the plan was made with 8192."),
         ("--map plan.json --batch 2", "--batch is 2, but the plan was made with"),
         ("--map plan.json --image-size 56", "--image-size is 56, but the plan was made without."),
-        ("--map plan.json --objective fastest", "--objective is fastest, but the plan was made without."),
+        (
+            "--map plan.json --objective fastest",
+            "--objective is fastest, but the plan was made without.",
+        ),
         ("--map plan.json --replicas 2", "A device map does not go with replicas"),
         ("GLM-4V-9B --map there.json --replicas 2", "A device map does not go with replicas"),
         ("GLM-4V-9B --gpus 1x40GiB --replicas 2", "--gpus does not go with replicas"),

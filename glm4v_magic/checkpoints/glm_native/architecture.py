@@ -76,7 +76,7 @@ class NativeArchitecture:
         name: name of the checkpoint, as the user would type it.
         config: a published ``config.json``, with a ``text_config`` or, in older files, with the
             text keys at the top level.
-        where: path of the file, for messages; a ``preprocessor_config.json`` beside it is read.
+        where: path of the file, for messages; what is beside it of its image processor is read.
         keeps_fp8: whether weights in FP8 may stay so; not if an adapter is merged into them.
         stored: how weights were quantised before they were published, if not in FP8 by block.
 

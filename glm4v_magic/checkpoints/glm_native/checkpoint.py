@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from glm4v_magic.checkpoints.contents import Contents
 from glm4v_magic.checkpoints.files import TensorInfo, require_file, stamp_of
 from glm4v_magic.checkpoints.generation_file import read_generation_config
-from glm4v_magic.checkpoints.glm_native import image_limits
 from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
 from glm4v_magic.checkpoints.glm_native.families import family_of
 from glm4v_magic.checkpoints.glm_native.fp8 import SCALE, Fp8
 from glm4v_magic.checkpoints.glm_native.hybrid import FLOAT32_MODULES
+from glm4v_magic.checkpoints.glm_native.processor_files import require_image_settings
 from glm4v_magic.checkpoints.glm_native.weight_names import require_weights
 from glm4v_magic.checkpoints.pretrained import (
     LoadOptions,
@@ -52,7 +52,7 @@ _MODULES = (
     "transformers.models.auto.modeling_auto",
     "glm4v_magic.checkpoints.progress",
 )
-_FILES = ("tokenizer.json", image_limits.FILE)
+_TOKENIZER = "tokenizer.json"
 
 
 class NativeCheckpoint:
@@ -93,8 +93,8 @@ class NativeCheckpoint:
         self.architecture: Architecture = self._architecture
         self._fp8 = self._architecture.fp8
         self._check_tensors()
-        for file in _FILES:
-            require_file(folder / file)
+        require_file(folder / _TOKENIZER)
+        require_image_settings(folder)
         self._generation = read_generation_config(folder)
         self._notes = (*contents.notes, *self._generation.notes)
 
@@ -259,7 +259,7 @@ class NativeCheckpoint:
         from glm4v_magic.checkpoints.glm_native.processing import NativeProcessor
 
         own = None if self._adapter is None else self._adapter.folder
-        if own is not None and not (own / _FILES[0]).is_file():
+        if own is not None and not (own / _TOKENIZER).is_file():
             own = None
         return NativeProcessor(self.name, self.folder, self.config, self._family, own, image_size)
 

@@ -1,4 +1,4 @@
-"""Least and most visual tokens of an image, from ``preprocessor_config.json``; imports no torch.
+"""Least and most visual tokens of an image, from its processor's settings; imports no torch.
 
 `images` reads the same file through transformers; this is for plans, which may have no such file.
 """
@@ -12,33 +12,38 @@ from typing import Any
 
 from pydantic import BaseModel, Field, model_validator
 
-from glm4v_magic.checkpoints.files import read_json
 from glm4v_magic.checkpoints.glm_native.families import Family
+from glm4v_magic.checkpoints.glm_native.processor_files import image_settings
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.outside import checked
 
-__all__ = ["FILE", "ImageLimits", "image_limits"]
-
-FILE = "preprocessor_config.json"
+__all__ = ["ImageLimits", "image_limits"]
 
 _LEAST_TOKENS = 16  # of all published files: 112 x 112 pixels
 _LARGEST = 2**40
 
 
 class _Size(BaseModel):
-    """Pixels of an image and its repetition in time, as transformers' classes have them."""
+    """Pixels of an image and its repetition in time: of no use without both."""
 
-    shortest_edge: int = Field(default=112 * 112, ge=1, le=_LARGEST)
-    longest_edge: int = Field(default=28 * 28 * 15_000, ge=1, le=_LARGEST)
+    shortest_edge: int = Field(ge=1, le=_LARGEST)
+    longest_edge: int = Field(ge=1, le=_LARGEST)
 
 
-class _File(BaseModel):
-    size: _Size = _Size()
+class _InPixels(BaseModel):
+    """Keys of models that limit pixels, with transformers' values of those that are missing."""
+
+    size: _Size = _Size(shortest_edge=112 * 112, longest_edge=28 * 28 * 15_000)
+
+
+class _InTokens(BaseModel):
+    """Keys of models that limit visual tokens, likewise."""
+
     min_image_tokens: int = Field(default=_LEAST_TOKENS, ge=1, le=_LARGEST)
     max_image_tokens: int = Field(default=8000, ge=1, le=_LARGEST)
 
     @model_validator(mode="after")
-    def _leaves_something(self) -> _File:
+    def _leaves_something(self) -> _InTokens:
         if self.min_image_tokens > self.max_image_tokens:
             raise ValueError(
                 f"min_image_tokens {self.min_image_tokens} is more than max_image_tokens "
@@ -66,13 +71,15 @@ def image_limits(folder: Path, family: Family, vision: Mapping[str, Any]) -> Ima
     Raises:
         CheckpointError: if the file is damaged.
     """
-    file = folder / FILE
-    if not file.is_file():
+    settings = image_settings(folder)
+    if settings is None:
         return ImageLimits(_LEAST_TOKENS, family.image_tokens)
-    found = checked(_File, read_json(file), str(file), CheckpointError)
+    given, where = settings.values, str(settings.file)
+    tokens = checked(_InTokens, given, where, CheckpointError)
     if family.counts_tokens:
-        return ImageLimits(found.min_image_tokens, max(found.max_image_tokens, 1))
+        return ImageLimits(tokens.min_image_tokens, max(tokens.max_image_tokens, 1))
+    size = checked(_InPixels, given, where, CheckpointError).size
     token = (vision["patch_size"] * vision["spatial_merge_size"]) ** 2
     token *= vision["temporal_patch_size"]
-    most = -(-found.size.longest_edge // token)  # rounded up, as a processor may reach it
-    return ImageLimits(min(-(-found.size.shortest_edge // token), most), most)
+    most = -(-size.longest_edge // token)  # rounded up, as a processor may reach it
+    return ImageLimits(min(-(-size.shortest_edge // token), most), most)

@@ -18,9 +18,8 @@ from PIL import Image
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from glm4v_magic.checkpoints.files import read_json
 from glm4v_magic.checkpoints.glm_native.families import Family
-from glm4v_magic.checkpoints.glm_native.image_limits import FILE
+from glm4v_magic.checkpoints.glm_native.processor_files import image_settings, video_settings
 from glm4v_magic.core.errors import CheckpointError, ConversationError, reason
 from glm4v_magic.core.image import SourcedImage
 from glm4v_magic.core.video import SourcedVideo
@@ -35,7 +34,7 @@ _LARGEST_RATIO = 200  # of the sides of an image; transformers' `smart_resize` r
 
 
 class _VideoSize(BaseModel):
-    """``size`` of a ``video_preprocessor_config.json``: pixels of all frames together."""
+    """``size`` of a video processor: pixels of all frames together."""
 
     shortest_edge: int = Field(default=112 * 112, ge=1)
     longest_edge: int = Field(default=28 * 28 * 2 * 30_000, ge=1)
@@ -46,7 +45,7 @@ class _VideoFile(BaseModel):
 
 
 class _VideoTokens(BaseModel):
-    """Limits of GLM-5.3's ``video_preprocessor_config.json``: visual tokens of all frames."""
+    """Limits of GLM-5.3's video processor: visual tokens of all frames."""
 
     min_image_tokens: int = Field(default=16, ge=1)
     max_image_tokens: int = Field(default=240_000, ge=1)
@@ -57,7 +56,7 @@ _THREE = Field(min_length=3, max_length=3)
 
 
 class _ImageFile(BaseModel):
-    """Keys of a ``preprocessor_config.json``, with transformers' values of those that it lacks."""
+    """Keys of an image processor, with transformers' values of those that it lacks."""
 
     do_resize: Literal[True]  # patches need sides that they divide
     resample: Annotated[int, Field(ge=0, le=5)]  # filters of Pillow
@@ -70,16 +69,16 @@ class _ImageFile(BaseModel):
 
 
 def _video_size(folder: Path, rule: str) -> _VideoSize:
-    file = folder / "video_preprocessor_config.json"
+    settings = video_settings(folder)
     if rule == "glm5_next":
         tokens = _VideoTokens()
-        if file.is_file():
-            tokens = checked(_VideoTokens, read_json(file), str(file), CheckpointError)
+        if settings is not None:
+            tokens = checked(_VideoTokens, settings.values, str(settings.file), CheckpointError)
         return _VideoSize(
             shortest_edge=tokens.min_image_tokens, longest_edge=tokens.max_image_tokens
         )
-    if file.is_file():
-        return checked(_VideoFile, read_json(file), str(file), CheckpointError).size
+    if settings is not None:
+        return checked(_VideoFile, settings.values, str(settings.file), CheckpointError).size
     return _VideoSize(longest_edge=28 * 28 * 2 * 55_790) if rule == "glmga" else _VideoSize()
 
 
@@ -87,7 +86,7 @@ class Patches:
     """Sizes and patches of images.
 
     Args:
-        folder: folder of the checkpoint, with a ``preprocessor_config.json``.
+        folder: folder of the checkpoint, with settings of an image processor.
         family: family of the checkpoint.
         vision: ``vision_config`` of the checkpoint.
         image_size: side in pixels of the largest square image that is seen; ``None`` for the
@@ -117,17 +116,18 @@ class Patches:
                 "Every checkpoint of this kind has a preprocessor_config.json; download it again.",
             ) from error
         self._check(vision)
+        # A file may name keys of other families, which transformers sets all the same.
+        self._counts_tokens = family.counts_tokens
         self._most = None if image_size is None else image_size**2
         self._lower_limit()
         self._video = _VideoSize() if family.video is None else _video_size(folder, family.video)
-        self._pads = family.counts_tokens
 
     def _lower_limit(self) -> None:
         """Make the limit of transformers' processor, which resizes, no higher than ours."""
         if self._most is None:
             return
         processor = self._processor
-        if hasattr(processor, "max_image_tokens"):
+        if self._counts_tokens:
             most = max(1, self._most // self._side**2)
             processor.max_image_tokens = min(processor.max_image_tokens, most)
         else:
@@ -140,7 +140,9 @@ class Patches:
             "temporal_patch_size": "temporal_patch_size",
             "merge_size": "spatial_merge_size",
         }
-        file = self._folder / FILE
+        settings = image_settings(self._folder)
+        assert settings is not None  # which transformers has read
+        file = settings.file
         named = {name: getattr(self._processor, name) for name in _ImageFile.model_fields}
         checked(_ImageFile, named, str(file), CheckpointError, "Download it again.")
         for name, in_config in pairs.items():
@@ -201,7 +203,7 @@ class Patches:
     def _limits(self) -> tuple[int, int]:
         """Smallest and largest size of an image, in the processor's unit: pixels or tokens."""
         processor = self._processor
-        if hasattr(processor, "max_image_tokens"):
+        if self._counts_tokens:
             return processor.min_image_tokens, processor.max_image_tokens
         return processor.size.shortest_edge, processor.size.longest_edge
 
@@ -226,7 +228,7 @@ class Patches:
         most = self._video.longest_edge
         if self._most is not None:
             limit = self._most * number
-            if self._pads:
+            if self._counts_tokens:
                 limit = limit // (self._processor.temporal_patch_size * self._side**2)
             most = min(most, limit)
         rows, columns = self._module.smart_resize(
@@ -248,7 +250,7 @@ class Patches:
 
         Models whose images are limited in tokens keep a frame's proportions and pad it with black.
         """
-        if not self._pads:
+        if not self._counts_tokens:
             return seen
         width, height = video.size
         scale = min(seen[0] / width, seen[1] / height)

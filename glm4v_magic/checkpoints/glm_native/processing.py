@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from glm4v_magic.checkpoints.added_tokens import since_published, too_many_tokens
 from glm4v_magic.checkpoints.encoding import Encoded, EncodedImage
-from glm4v_magic.checkpoints.files import refuse_pointer
+from glm4v_magic.checkpoints.files import read_json, refuse_pointer
 from glm4v_magic.checkpoints.glm_native.families import Family
 from glm4v_magic.checkpoints.glm_native.images import Patches
 from glm4v_magic.checkpoints.glm_native.sampling import RULES, stamp
@@ -23,6 +23,9 @@ from glm4v_magic.core.image import SourcedImage
 from glm4v_magic.core.video import SourcedVideo
 
 __all__ = ["NativeProcessor"]
+
+_OLD_TEMPLATE = "chat_template.json"
+"""File in which processors of transformers 4.45 to 4.52 saved it."""
 
 _END_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>", "<|system|>")
 """Tokens that end an answer: a next turn, or the end of the text."""
@@ -187,15 +190,20 @@ class NativeProcessor:
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", _OLD_TEMPLATE):
         refuse_pointer(folder / name)
     try:
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # of several libraries
         raise CheckpointError(
             f"The tokenizer of {folder} cannot be read: {reason(error)}.",
             "Every checkpoint of this kind has a tokenizer.json; download it again.",
         ) from error
+    if isinstance(tokenizer.chat_template, dict):  # of templates by name
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
+    if tokenizer.chat_template is None and (folder / _OLD_TEMPLATE).is_file():
+        tokenizer.chat_template = read_json(folder / _OLD_TEMPLATE).get("chat_template")
+    return tokenizer
 
 
 def _vocabulary(config: Mapping[str, Any]) -> int:
