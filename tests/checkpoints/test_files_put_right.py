@@ -150,7 +150,7 @@ DAMAGED: list[tuple[str, str, Callable[[Path], None], Callable[[Path], Any]]] = 
     ("It is damaged; download or save it again.", ONE, as_pickle, look),
     ("Is it a file of a trainer's own state?", ONE, optimizer, look),
     ("Every checkpoint of this kind has a preprocessor_config.json; download it again.", NATIVE,
-     changed("preprocessor_config.json", size={"width": 5}), ask),
+     changed("preprocessor_config.json", crop_size="x"), ask),
     ("The files do not belong together; download them again.", NATIVE,
      changed("preprocessor_config.json", patch_size=7), ask),
     ("Every checkpoint of this kind has a tokenizer.json; download it again.", NATIVE,

@@ -355,7 +355,7 @@ class TestPlans:
 
     def test_a_plan_of_gpus_that_are_not_there_is_refused(self, gpus):
         made = make_plan(ARCHITECTURE, PlacementOptions(gpus="5x1GiB", pin={"head": 4}))
-        with pytest.raises(DeviceMapError, match="on GPU 4, but there are GPUs 0 to 2"):
+        with pytest.raises(DeviceMapError, match="uses GPU 4, but there are GPUs 0 to 2"):
             Session().load(golden.CHECKPOINT, device_map=made)
 
     def test_a_plan_is_shown_in_a_line(self):

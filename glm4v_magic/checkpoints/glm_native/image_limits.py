@@ -21,6 +21,7 @@ __all__ = ["ImageLimits", "image_limits"]
 
 _LEAST_TOKENS = 16  # of all published files: 112 x 112 pixels
 _LARGEST = 2**40
+_DAMAGED = "The file is damaged; download it again."
 
 
 class _Size(BaseModel):
@@ -78,7 +79,7 @@ def image_limits(folder: Path, family: Family, vision: Mapping[str, Any]) -> Ima
     tokens = checked(_InTokens, given, where, CheckpointError)
     if family.counts_tokens:
         return ImageLimits(tokens.min_image_tokens, max(tokens.max_image_tokens, 1))
-    size = checked(_InPixels, given, where, CheckpointError).size
+    size = checked(_InPixels, given, where, CheckpointError, _DAMAGED).size
     token = (vision["patch_size"] * vision["spatial_merge_size"]) ** 2
     token *= vision["temporal_patch_size"]
     most = -(-size.longest_edge // token)  # rounded up, as a processor may reach it
