@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from glm4v_magic.checkpoints.adapters import ADAPTER_CONFIG, Adapter, Merges, read_adapter
-from glm4v_magic.checkpoints.files import TensorInfo, read_json, read_tensor_infos
+from glm4v_magic.checkpoints.files import (
+    TensorInfo,
+    left_out_index,
+    read_json,
+    read_tensor_infos,
+)
 from glm4v_magic.checkpoints.outline import outline_of
 from glm4v_magic.checkpoints.quantized import (
     FULL,
@@ -96,6 +101,10 @@ def read_contents(folder: Path) -> Contents:
             "Save the adapter by itself (save_pretrained of peft), or merge it first.",
         )
     config, notes = with_vocabulary(config, tensors)
+    index = left_out_index(folder)
+    if index:
+        single = index.removesuffix(".index.json")
+        notes = (*notes, f"{index} and its shards are left out, as there is a {single}")
     if quantization_of(config) is not None and is_full(tensors.values()):
         scheme = scheme_of(config)
         config = without_quantization(config)

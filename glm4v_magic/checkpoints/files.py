@@ -30,6 +30,7 @@ __all__ = [
     "holds_weights",
     "holds_zeros",
     "is_cut_short",
+    "left_out_index",
     "read_json",
     "read_tensor_infos",
     "read_tensors_of",
@@ -42,6 +43,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _PICKLED_INDEX = "pytorch_model.bin.index.json"
 _PICKLED = "pytorch_model.bin"
+_WHOLE = ((INDEX, SINGLE), (_PICKLED_INDEX, _PICKLED))
 _SHARD = re.compile(r"([\w.-]{1,100})-(\d{5})-of-(\d{5})\.safetensors")
 _MOST_SHARDS = 10_000
 _IS_READ = re.compile(
@@ -192,11 +194,11 @@ def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
         CheckpointError: if there are no safetensors weights, or a shard is missing, truncated,
             damaged, or lacks a tensor that the index places in it.
     """
-    for index, single in ((INDEX, SINGLE), (_PICKLED_INDEX, _PICKLED)):
+    for index, single in _WHOLE:
+        if _is_single(folder, index, single):
+            return read_tensors_of(folder / single)
         if os.path.lexists(folder / index):
             return _read_sharded(folder, index)
-        if os.path.lexists(folder / single):
-            return read_tensors_of(folder / single)
     shards = _without_index(folder)
     if shards:
         return {name: info for shard in shards for name, info in read_tensors_of(shard).items()}
@@ -209,6 +211,25 @@ def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
         f"{folder} holds no weights: neither {INDEX} nor {SINGLE} is there.",
         f"{hint}Download the safetensors files of the checkpoint.",
     )
+
+
+def _is_single(folder: Path, index: str, single: str) -> bool:
+    """Tell whether weights are those of a single file: it counts before an index, if it is one.
+
+    So it does in transformers, which leaves an index where it saves shards anew in a file.
+    """
+    file = folder / single
+    return file.is_file() or (os.path.lexists(file) and not os.path.lexists(folder / index))
+
+
+def left_out_index(folder: Path) -> str:
+    """Return the index whose shards do not count, as there is a single file; empty for none."""
+    for index, single in _WHOLE:
+        if _is_single(folder, index, single):
+            return index if (folder / index).exists() else ""
+        if os.path.lexists(folder / index):
+            return ""
+    return ""
 
 
 def _without_index(folder: Path) -> list[Path]:
@@ -297,15 +318,15 @@ def is_cut_short(folder: Path) -> bool:
     is_stopped = any((folder.parent.parent / "blobs").glob("*.incomplete"))
     if is_stopped and not any(all(each.is_file() for each in files) for files in beside):
         return True
-    for index, single in ((INDEX, SINGLE), (_PICKLED_INDEX, _PICKLED)):
+    for index, single in _WHOLE:
+        if _is_single(folder, index, single):
+            return not (folder / single).exists()
         if (folder / index).exists():
             try:
                 named = _placed(folder / index)
             except CheckpointError:
                 return False
             return not all((folder / each).is_file() for each in named.values())
-        if (folder / single).exists():
-            return False
     try:
         return not _without_index(folder)
     except CheckpointError:

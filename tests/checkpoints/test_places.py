@@ -641,6 +641,84 @@ def test_which_dtype_of_a_configuration_counts(native, tmp_path, kind):
         assert architecture(tmp_path).shape().dtype == expected
 
 
+def in_shards(folder):
+    """Save its weights in shards, in place of one file."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="300KB")
+    assert (folder / "model.safetensors.index.json").exists()
+    return model
+
+
+@pytest.mark.parametrize("left", ["index", "index and shards"])
+def test_a_file_of_weights_counts_before_shards_as_in_transformers(native, tmp_path, left):
+    folder = shutil.copytree(native("glm46v"), tmp_path / "c")
+    model = in_shards(folder)
+    loaded = resolve(folder)
+    before = loaded.stamp
+    assert not loaded.load(dtype=torch.float32).notes
+    shards = {path: path.read_bytes() for path in folder.glob("model-*.safetensors")}
+    assert len(shards) > 1
+    before_it = model.lm_head.weight.detach().clone()
+    with torch.no_grad():
+        model.lm_head.weight.add_(1)
+    model.save_pretrained(folder)  # which leaves the index of before
+    if left == "index and shards":
+        for path, content in shards.items():
+            path.write_bytes(content)
+    else:
+        assert not any(path.exists() for path in shards)
+    expected = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    found = resolve(folder).load(dtype=torch.float32)
+    assert torch.equal(expected.lm_head.weight, model.lm_head.weight)
+    assert torch.equal(found.model.lm_head.weight, model.lm_head.weight)
+    assert found.notes == (
+        "model.safetensors.index.json and its shards are left out, as there is a model.safetensors",
+    )
+    facts = gather((), model=str(folder))
+    assert (facts.is_here, facts.fault) == (True, None)
+    assert not is_cut_short(folder)
+    assert resolve(folder).stamp != before
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("gone")
+    if left == "index and shards":  # a link to nothing is no file for transformers either
+        old = resolve(folder).load(dtype=torch.float32).model.lm_head.weight
+        assert torch.equal(old, before_it)
+    else:
+        with pytest.raises(CheckpointError, match="shards are missing"):
+            resolve(folder)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pickles"])
+def test_so_it_does_for_glm_4v_9b(tmp_path, kind):
+    folder = shutil.copytree(golden.SHARDED, tmp_path / "c")
+    shards = {path.name: load_file(path) for path in folder.glob("model-*.safetensors")}
+    weights = {name: weight for shard in shards.values() for name, weight in shard.items()}
+    name = "transformer.output_layer.weight"
+    new = weights | {name: weights[name] + 1}
+    if kind == "safetensors":
+        save_file(new, folder / "model.safetensors", metadata={"format": "pt"})
+    else:
+        index = json.loads((folder / "model.safetensors.index.json").read_text())
+        for file in folder.glob("model*.safetensors*"):
+            file.unlink()
+        for shard, held in shards.items():
+            torch.save(held, folder / shard.replace(".safetensors", ".bin"))
+        placed = {
+            each: shard.replace(".safetensors", ".bin")
+            for each, shard in index["weight_map"].items()
+        }
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": placed}))
+        old = resolve(folder).load(dtype=torch.float32).model.state_dict()
+        torch.save(new, folder / "pytorch_model.bin")
+    found = resolve(folder).load(dtype=torch.float32)
+    head = found.model.state_dict()["lm_head.weight"]
+    assert torch.equal(head, new[name].float())
+    assert any("shards are left out" in note for note in found.notes)
+    if kind == "pickles":
+        assert torch.equal(old["lm_head.weight"], weights[name].float())
+
+
 def test_a_vocabulary_that_has_grown(tmp_path):
     folder = shutil.copytree(golden.CHECKPOINT, tmp_path / "grown")
     weights = load_file(folder / "model.safetensors")
