@@ -10,6 +10,7 @@ from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import DeviceMapError, DoesNotFitError, OptionError
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.core.options import QUANTIZATIONS
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.planning.decision import make_plan
 from glm4v_magic.planning.machines import MACHINES, machine_rows, machines
@@ -213,3 +214,32 @@ def test_sizes_for_gpus_one_by_one_are_refused():
     with pytest.raises(OptionError, match=r"one by one.*Give one size for all"):
         machines(MODEL, PlacementOptions(max_memory=(10.0, 20.0)), SOME)
     assert machines(MODEL, PlacementOptions(max_memory=10.0), SOME)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("name", ["GLM-4V-9B", "GLM-4.5V", "GLM-OCR"])
+def test_what_a_row_of_the_table_says_can_be_planned_on_that_machine(name, offload):
+    """Its dtype, quantisation and context as they are written in its cells, and no more context."""
+    model = architecture(name)
+    among = [("", gpus) for gpus in ("T4", "2xT4", "1xRTX-3090", "2xRTX-3090", "8xA100-40GB")]
+    head, *rows = machine_rows(machines(model, PlacementOptions(offload=offload), among))
+    assert head[:3] == ("GPUs", "fits in", "context")
+    for gpus, form, context, *_ in rows:
+        given = {"gpus": gpus, "offload": offload}
+        if form == "no":
+            with pytest.raises(DoesNotFitError):
+                make_plan(model, PlacementOptions(**given, context=2048, quantize="4bit"))
+            continue
+        dtype, *others = form.split(", ")
+        given["offload"] = "offloaded" in others
+        kept = {each for each in others if each in QUANTIZATIONS}
+        if kept:
+            given["quantize"] = kept.pop()
+        tokens = int(context.replace(",", ""))
+        made = make_plan(model, PlacementOptions(**given, dtype=dtype, context=tokens))
+        assert made.fullness <= 1
+        assert made.workload.context == tokens
+        if tokens < model.shape().max_context:
+            with pytest.raises(DoesNotFitError):
+                make_plan(model, PlacementOptions(**given, dtype=dtype, context=tokens + 256))
+    assert len({form for _, form, *_ in rows}) > 1 or name == "GLM-OCR"

@@ -9,9 +9,11 @@ import re
 import runpy
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -611,6 +613,72 @@ def test_without_npm_the_pages_say_what_they_lack_and_are_made(tmp_path):
     assert done.stderr == (
         "The pages have no planner in the browser, and its tests are skipped: there is no npm.\n"
     )
+
+
+STAND_IN = """
+export async function loadPyodide() {
+  const html = '<div class="glm4v-devices">planned</div>';
+  const answer = () => JSON.stringify({ html, line: "", longest: null, most_images: null });
+  return { unpackArchive() {}, runPython: () => ({ answer }) };
+}
+"""
+"""Stands in for Python in the browser, which plans the same here."""
+
+
+@pytest.mark.browser
+def test_a_page_from_a_file_says_what_is_enough_and_that_is_enough(served, tmp_path):
+    browser, _ = served
+    (tmp_path / "js").mkdir()
+    for name in ("planner.js", "planner_worker.js"):
+        shutil.copy(ROOT / "docs" / "js" / name, tmp_path / "js" / name)
+    pyodide = tmp_path / "planner" / "pyodide"
+    pyodide.mkdir(parents=True)
+    (pyodide / "pyodide.mjs").write_text(STAND_IN)
+    (pyodide.parent / "planner.zip").write_bytes(PLANNER["sources"]())
+    form = PLANNER["form"]("<div id='planner-view'></div>", "%glm4v load")
+    (pyodide.parent / "index.html").write_text(f"<!doctype html><meta charset=utf-8>{form}")
+    page = browser.new_page()
+    try:
+        page.goto((pyodide.parent / "index.html").as_uri())
+        status = page.locator("#planner-status")
+        page.wait_for_function(
+            "!document.getElementById('planner-status').innerText.includes('...')"
+        )
+        assert status.text_content() == (
+            "This page plans only when it comes from a web server: python -m http.server is enough."
+        )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        server = subprocess.Popen(
+            [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"],
+            cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            for _ in range(200):
+                with socket.socket() as client:
+                    if client.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.05)
+            page.goto(f"http://127.0.0.1:{port}/planner/")
+            page.wait_for_selector("#planner-view .glm4v-devices")
+            assert status.text_content() == ""
+        finally:
+            server.kill()
+            server.wait()
+    finally:
+        page.close()
+
+
+def test_where_the_page_cannot_plan_a_notebook_makes_the_same_plan(run):
+    """As the page says that was built without Python for the browser."""
+    (line,) = re.findall(r"In a notebook the same is `(%glm4v [^`]+)`", PLANNER["MISSING"])
+    view, loads = PLANNER["first_plan"](models_json(map(architecture, PUBLISHED)))
+    shown = run(line)
+    assert loads.split()[:5] == ["%glm4v", "load", *line.split()[2:5]]
+    told = re.findall(r"cuda:\d[^<]*?(\d+(?:\.\d+)?) GiB", re.sub(r"<[^>]*>", " ", view))
+    assert told
+    assert set(told) <= set(re.findall(r"\d+(?:\.\d+)?", shown))
 
 
 @pytest.fixture(scope="module")
