@@ -6,14 +6,14 @@ of its own layers, so the stage with the least room for its share limits the who
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from glm4v_magic.core.remarks import Remark, remark
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import readable_bytes
 
-__all__ = ["Room", "room_for_kept", "room_note"]
+__all__ = ["Room", "room_beside", "room_for_kept", "room_note"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,26 @@ class Room:
 
 def room_for_kept(stages: Sequence[Stage]) -> Room | None:
     """Return the room that a plan leaves; ``None`` on the CPU, whose memory it does not check."""
-    whole = sum(stage.kv_bytes for stage in stages)
-    rooms = [
-        Room(
-            max(stage.capacity_bytes - stage.total_bytes, 0) * whole // stage.kv_bytes, stage.device
-        )
+    free = {
+        stage.device: stage.capacity_bytes - stage.total_bytes
         for stage in stages
-        if stage.kv_bytes and stage.capacity_bytes is not None
+        if stage.capacity_bytes is not None
+    }
+    return room_beside(free, {stage.device: stage.kv_bytes for stage in stages})
+
+
+def room_beside(free: Mapping[str, int], shares: Mapping[str, int]) -> Room | None:
+    """Return the room on devices; ``None`` if none of them has a share.
+
+    Args:
+        free: bytes that are free on each device whose memory is known.
+        shares: bytes of the KV cache of a running answer on each device.
+    """
+    whole = sum(shares.values())
+    rooms = [
+        Room(max(free[device], 0) * whole // share, device)
+        for device, share in shares.items()
+        if share and device in free
     ]
     return min(rooms, key=lambda room: room.size_bytes, default=None)
 

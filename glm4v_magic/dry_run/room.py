@@ -14,6 +14,8 @@ from glm4v_magic.core.errors import DoesNotFitError
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.options import OPTIONS, of_python
 from glm4v_magic.core.placement import GivenMap, PlacementOptions
+from glm4v_magic.core.remarks import Remark
+from glm4v_magic.core.room import Room
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.dry_run.text import raise_if_unusable
 from glm4v_magic.planning.needs import (
@@ -21,6 +23,7 @@ from glm4v_magic.planning.needs import (
     longest_that_fits,
     needs_of_map,
     needs_of_plan,
+    room_of_map,
 )
 from glm4v_magic.planning.seen import image_size_of
 
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from glm4v_magic.dry_run.report import DryRunReport
     from glm4v_magic.planning.decision import Placement
 
-__all__ = ["require_room"]
+__all__ = ["left_by_map", "require_room"]
 
 
 def require_room(
@@ -62,13 +65,7 @@ def require_room(
     """
     shape, made = architecture.shape(), placement.plan
     weights = placement.device_map or {}
-    work = replace(
-        options.workload,
-        dtype=placement.dtype,
-        quantize=placement.quantize,
-        fp8=placement.fp8,
-        image_size=placement.image_size,
-    )
+    work = _work(placement, options)
 
     def needs_with(visitors: float) -> Callable[[Workload], dict[int, int] | None]:
         return lambda each: needs_of_map(shape, each, weights, gpus, visitors=visitors)
@@ -96,6 +93,40 @@ def require_room(
     seen = replace(options.workload, context=report.context)
     notes = (*placement.notes, *said)
     return replace(placement, notes=notes, image_size=image_size_of(shape, seen))
+
+
+def left_by_map(
+    architecture: Architecture,
+    placement: Placement,
+    options: PlacementOptions,
+    gpus: Sequence[GPU],
+) -> Room | None:
+    """Return the room that a map leaves for the prefix cache; ``None`` if that is not known.
+
+    Args:
+        architecture: the model.
+        placement: what `require_room` returned.
+        options: placement options.
+        gpus: the GPUs of the load.
+    """
+    if placement.plan is not None:
+        return None
+    work = _work(placement, options)
+    for note in placement.notes:
+        context = note.values.get("context") if isinstance(note, Remark) else None
+        if isinstance(context, int) and note.code == "context_shortened":
+            work = replace(work, context=context)
+    return room_of_map(architecture.shape(), work, placement.device_map or {}, gpus)
+
+
+def _work(placement: Placement, options: PlacementOptions) -> Workload:
+    return replace(
+        options.workload,
+        dtype=placement.dtype,
+        quantize=placement.quantize,
+        fp8=placement.fp8,
+        image_size=placement.image_size,
+    )
 
 
 def _tried(

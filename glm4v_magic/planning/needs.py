@@ -5,6 +5,7 @@ A dry run measures the same, in seconds; this tells in milliseconds where it is 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -14,13 +15,14 @@ from glm4v_magic.core.model_shape import ModelShape, Workload
 from glm4v_magic.core.placement import DeviceMap, Place
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.remarks import Remark, remark
+from glm4v_magic.core.room import Room, room_beside
 from glm4v_magic.planning.costs import Unit, price
 from glm4v_magic.planning.device_map import place_of
 from glm4v_magic.planning.partition import needed
 from glm4v_magic.planning.search import item_of
 from glm4v_magic.planning.seen import image_size_of
 
-__all__ = ["VISITORS", "longest_that_fits", "needs_of_map", "needs_of_plan"]
+__all__ = ["VISITORS", "longest_that_fits", "needs_of_map", "needs_of_plan", "room_of_map"]
 
 VISITORS = (0.1, 1.0)
 """Shares for `needs_of_map`: usually the first is enough."""
@@ -63,6 +65,29 @@ def needs_of_map(
         if mine:
             found[gpu.index] = needed(mine) + beside + gpu.overhead_bytes
     return found
+
+
+def room_of_map(
+    shape: ModelShape, work: Workload, device_map: DeviceMap, gpus: Sequence[GPU]
+) -> Room | None:
+    """Return the room that a map leaves for the prefix cache; ``None`` as `needs_of_map` does.
+
+    Arguments and errors are those of `needs_of_map`.
+    """
+    needs = needs_of_map(shape, work, device_map, gpus)
+    if needs is None:
+        return None
+    kept: Counter[Place | None] = Counter()
+    for unit in price(shape, work):
+        kept[place_of(device_map, unit.modules[0])] += unit.kv_bytes
+    return room_beside(
+        {
+            f"cuda:{gpu.index}": gpu.usable_bytes - needs[gpu.index]
+            for gpu in gpus
+            if kept[gpu.index]
+        },
+        {f"cuda:{gpu.index}": kept[gpu.index] for gpu in gpus if kept[gpu.index]},
+    )
 
 
 def needs_of_plan(made: Plan, gpus: Sequence[GPU]) -> dict[int, int]:

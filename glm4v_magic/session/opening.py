@@ -29,6 +29,7 @@ from glm4v_magic.session import replicas
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints import Checkpoint
     from glm4v_magic.core.gpu_spec import GPU
+    from glm4v_magic.core.room import Room
     from glm4v_magic.dispatch.activity import ActivityRecorder
     from glm4v_magic.engines import Engine
     from glm4v_magic.planning.decision import Placement
@@ -276,18 +277,20 @@ def _place(
     there = usable_gpus(choice.options.gpus)
     gpus = left_by(there, released)
     options, given = choice.options, choice.device_map
+    left = None
     try:
         placement = decide(found.architecture, options, gpus, given, cpu=cpu_here())
         require_real_gpus(found, placement)
         on_gpus = any(place != "cpu" for place in (placement.device_map or {}).values())
         if given is not None and on_gpus:
-            from glm4v_magic.dry_run.room import require_room
+            from glm4v_magic.dry_run.room import left_by_map, require_room
 
             placement = require_room(found.architecture, placement, options, given, gpus)
+            left = left_by_map(found.architecture, placement, options, gpus)
     except DoesNotFitError as error:
         tell_who_stays(error, there, gpus)
         raise
-    return placement, _budget(choice, placement.plan, gpus if on_gpus else ())
+    return placement, _budget(choice, placement.plan, gpus if on_gpus else (), left=left)
 
 
 def _refuse(found: Checkpoint, choice: ModelChoice) -> None:
@@ -321,11 +324,17 @@ def _refuse_together(choice: ModelChoice) -> None:
     _budget(choice, None, gpus, count)
 
 
-def _budget(choice: ModelChoice, plan: Plan | None, gpus: Sequence[GPU], replicas: int = 1) -> int:
-    """Return the budget of the prefix cache in bytes.
+def _budget(
+    choice: ModelChoice,
+    plan: Plan | None,
+    gpus: Sequence[GPU],
+    replicas: int = 1,
+    left: Room | None = None,
+) -> int:
+    """Return the budget of the prefix cache in bytes; arguments as those of `kept_budget`.
 
     Raises:
-        OptionError: if it is larger than what the plan leaves, or than the memory there is.
+        OptionError: if it is larger than what the plan or map leaves, or than the memory there is.
     """
     from glm4v_magic.core.room import Room
     from glm4v_magic.hardware.host import free_host_bytes
@@ -339,4 +348,4 @@ def _budget(choice: ModelChoice, plan: Plan | None, gpus: Sequence[GPU], replica
         free = Room(sum(gpu.usable_bytes for gpu in gpus), f"cuda:{largest.index}")
     else:
         free = Room(free_host_bytes(), HOST)
-    return kept_budget(choice.keep, plan, free, replicas)
+    return kept_budget(choice.keep, plan, free, replicas, left)

@@ -47,6 +47,14 @@ def test_the_default_is_half_of_it_and_less_may_be_asked_for():
     assert kept_budget(None, None) == kept_budget(1, None) == GIB
 
 
+def test_a_map_leaves_what_it_leaves():
+    left = Room(4 * GIB, "cuda:1")
+    assert kept_budget(None, None, left=left) == 2 * GIB
+    assert kept_budget(4, None, left=left) == 4 * GIB
+    with pytest.raises(OptionError, match=r"but the map leaves room for 4\.00 GiB.* on cuda:1"):
+        kept_budget(5, None, Room(99 * GIB, "cuda:0"), left=left)
+
+
 def test_a_plan_tells_what_it_leaves():
     full = plan(stage(0, 10 * GIB, GIB, 9 * GIB))
     on_cpu = plan(stage(None, None, GIB, GIB))

@@ -124,6 +124,22 @@ def test_a_map_and_a_plan_from_files(gpus, tmp_path, photo, on_one_cpu):
     assert gpus.problems == ()
 
 
+@pytest.mark.parametrize(
+    "given", [1, {"model": 1, "lm_head": 0}, {"model.vision": 2, "model": 1, "lm_head": 0}]
+)
+def test_a_map_keeps_no_more_than_the_gpus_that_it_uses_have_room_for(gpus, given):
+    session = Session().load(golden.CHECKPOINT, device_map=given)
+    room = 2 * session.status().kept.budget_bytes
+    free = gpus.gpus[1].usable_bytes - gpus.live_bytes[1]  # which has all layers
+    assert free / 2 < room < free
+    session.load(golden.CHECKPOINT, device_map=given, keep=room / 2**30 - 0.01)
+    with pytest.raises(
+        OptionError, match=r"but the map leaves room for .* on cuda:1\. Ask for less"
+    ):
+        session.load(golden.CHECKPOINT, device_map=given, keep=room / 2**30 + 0.01)
+    session.unload()
+
+
 def test_a_plan_for_larger_gpus_keeps_no_more_than_these_have_room_for(gpus):
     plan = decision.make_plan(
         ARCHITECTURE, PlacementOptions(objective="balance"), parse_gpus("3x80GiB")
