@@ -232,20 +232,21 @@ COMMON: Mapping[str, str] = {
     "shorter_context_fits": (
         "a context of {context:,} fits ({option:context={context}}; fullest GPU {fullness})"
     ),
+    "at_context": " at {context:,} tokens",
     "eight_bit_fits": (
         "8-bit weights ({size} instead of {before}) fit ({option:quantize=8bit}; fullest "
-        "GPU {fullness})"
+        "GPU {fullness}{at})"
     ),
     "four_bit_fits": (
         "4-bit weights ({size} instead of {before}) fit ({option:quantize=4bit}; fullest "
-        "GPU {fullness})"
+        "GPU {fullness}{at})"
     ),
     "offloading_fits": (
-        "offloading {size} to host memory fits ({option:offload}), {per_token} of it cross the "
+        "offloading {size} to host memory fits{at} ({option:offload}), {per_token} of it cross the "
         "bus for every token, at least {seconds} s over {bus}"
     ),
     "offloading_tower_fits": (
-        "offloading {size} to host memory fits ({option:offload}), crossing the bus for every "
+        "offloading {size} to host memory fits{at} ({option:offload}), crossing the bus for every "
         "image, at least {seconds} s over {bus}"
     ),
     "eight_bit": "load the text part in 8bit ({option:quantize=8bit})",
@@ -360,7 +361,7 @@ COMMON: Mapping[str, str] = {
     ),
     "four_bit_and_offloading_fit": (
         "4-bit weights ({size} instead of {before}), {away} of them offloaded to "
-        "host memory, fit ({both:quantize=4bit,offload}; fullest GPU {fullness})"
+        "host memory, fit ({both:quantize=4bit,offload}; fullest GPU {fullness}{at})"
     ),
     "four_bit_weights_fit": (
         "4-bit weights ({size} instead of {before}) fit ({option:quantize=4bit})"

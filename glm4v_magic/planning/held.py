@@ -24,6 +24,7 @@ from glm4v_magic.planning.plan import plan, task_of
 from glm4v_magic.planning.precision import Precision, can_fp8, precision, used_by
 from glm4v_magic.planning.search import Task, can_fit
 from glm4v_magic.planning.seen import SHARE, planned_image
+from glm4v_magic.planning.shortfall import say_context
 
 __all__ = ["CONTEXT_STEP", "USEFUL_CONTEXT", "held_plan", "least_context", "longest_context"]
 
@@ -82,7 +83,11 @@ def held_plan(
         least = least_context(shape, workload)
         if workload.context is not None or least >= shape.max_context:
             raise
-    made, chosen = planned(replace(workload, context=least))
+    try:
+        made, chosen = planned(replace(workload, context=least))
+    except DoesNotFitError as error:
+        say_context(error, least)
+        raise
     if not any(stage.offloaded for stage in made.stages):
         these = tuple(gpu for gpu in gpus if not chosen.fp8 or can_fp8([gpu]))
         whole_work = replace(made.workload, image_size=workload.image_size)

@@ -24,7 +24,7 @@ from glm4v_magic.planning.search import (
 )
 from glm4v_magic.planning.seen import image_size_of
 
-__all__ = ["does_not_fit", "refused"]
+__all__ = ["does_not_fit", "refused", "say_context"]
 
 _CONTEXT_STEP = 256
 _NO_WAYS = frozenset(
@@ -66,6 +66,20 @@ def does_not_fit(
     )
     ways = (_shorter_context(task, offload, image_size), *_quantised(task), _offload(task, offload))
     return refused(what, ways)
+
+
+def say_context(error: DoesNotFitError, context: int) -> None:
+    """Let the ways out say for which context their figures are, where nobody has asked for it.
+
+    What they name leaves it open, too, and the plan is then for the longest that fits.
+    """
+    told = remark("at_context", context=context)
+    ways = error.values.get("ways")
+    if isinstance(ways, tuple):
+        error.values["ways"] = tuple(
+            replace(each, values={**each.values, "at": told}) if "at" in each.values else each
+            for each in ways
+        )
 
 
 def refused(what: str, tried: Sequence[Remark]) -> DoesNotFitError:
@@ -159,7 +173,7 @@ def _eight_bit(task: Task) -> Remark | None:
         return None
     if any_below(INT8_FROM, (task.gpus[place] for place in split.stages)):  # idle ones do not count
         return None
-    return remark("eight_bit_fits", size=after, before=before, fullness=split.percent)
+    return remark("eight_bit_fits", size=after, before=before, fullness=split.percent, at="")
 
 
 def _four_bit(task: Task) -> Remark:
@@ -168,7 +182,7 @@ def _four_bit(task: Task) -> Remark:
     if split is None:
         return remark("four_bit_does_not_fit", size=after, before=before)
     if split.fits:
-        return remark("four_bit_fits", size=after, before=before, fullness=split.percent)
+        return remark("four_bit_fits", size=after, before=before, fullness=split.percent, at="")
     offloaded = _offloaded(quantised)
     if offloaded is not None:
         away = sized(_away_bytes(offloaded))
@@ -178,6 +192,7 @@ def _four_bit(task: Task) -> Remark:
             before=before,
             away=away,
             fullness=offloaded.percent,
+            at="",
         )
     _, needed, capacity = fullest(quantised, split)
     short = sized(needed - capacity)
@@ -212,9 +227,9 @@ def _offload(task: Task, tried: bool) -> Remark:
     if per_token:
         crossing, size = one_unit(per_token, total)
         return remark(
-            "offloading_fits", size=size, per_token=crossing, seconds=seconds, bus=bus.name
+            "offloading_fits", size=size, per_token=crossing, seconds=seconds, bus=bus.name, at=""
         )
-    return remark("offloading_tower_fits", size=sized(total), seconds=seconds, bus=bus.name)
+    return remark("offloading_tower_fits", size=sized(total), seconds=seconds, bus=bus.name, at="")
 
 
 def _offloaded(task: Task) -> Split | None:

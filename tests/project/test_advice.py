@@ -45,6 +45,7 @@ from glm4v_magic.core.events import Loading
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.remarks import COMMON, PYTHON, Remark, worded
 from glm4v_magic.core.wording import gib
 from glm4v_magic.doctor import diagnose, gather
@@ -201,7 +202,7 @@ ELSEWHERE = {
 """Codes that are no matter of placement, and the tests that do what they say and hold its words."""
 
 FACTS = {
-    "bfloat16_on_cpu", "context_shortened",
+    "at_context", "bfloat16_on_cpu", "context_shortened",
     "embedding_offloaded", "experts_together", "four_bit_does_not_fit", "four_bit_still_short",
     "fp8_restored",
     "fp8_stays", "gpus_chosen", "host_allows_less", "layers_offloaded", "names_translated",
@@ -315,6 +316,36 @@ def options_of(words: list[str]) -> dict[str, Any]:
     return placement_options(parse(COMMANDS["plan"], words))
 
 
+FILLED = r"\((--[^;)]+); fullest GPU (\d+%)(?: at ([\d,]+) tokens)?\)"
+AWAY = r"offloading ([\d.]+) (\w+) to host memory fits(?: at ([\d,]+) tokens)? \((--offload)\)"
+
+
+def assert_figures(model: Any, given: dict[str, Any], text: str) -> None:
+    """A plan by each way out, as it is typed, has the figure that the message gives for it.
+
+    Where the message says for which context it is, it is that of a plan for that context.
+    """
+
+    def taken(words: str, context: str) -> Plan:
+        asked = {"context": int(context.replace(",", ""))} if context else {}
+        options = {**given, **asked, **options_of(shlex.split(words))}
+        return make_plan(model, PlacementOptions(**options))
+
+    for words, fullness, context in re.findall(FILLED, text):
+        assert f"{taken(words, context).fullness:.0%}" == fullness, (given, words)
+        SAID_OF.add("a context" if context else "what is typed")
+    for size, unit, context, words in re.findall(AWAY, text):
+        made = taken(words, context)
+        whole = sum(each.weight_bytes for each in price(model.shape(), made.workload))
+        away = whole - sum(stage.weight_bytes for stage in made.stages)
+        assert away == pytest.approx(float(size) * {"MiB": 2**20, "GiB": GIB}[unit], rel=0.01)
+        SAID_OF.add("a context" if context else "what is typed")
+
+
+SAID_OF: set[str] = set()
+"""What figures of ways out were said to be for."""
+
+
 def ways_work(model: Any, given: dict[str, Any]) -> set[str]:
     """Take every way out of the refusal of a plan; return their codes, none if there is a plan."""
     try:
@@ -323,6 +354,7 @@ def ways_work(model: Any, given: dict[str, Any]) -> set[str]:
         refusal = error
     else:
         return set()
+    assert_figures(model, given, worded(refusal.text, CELL))
     typed = [options_of(words) for words in typed_ways(worded(refusal.text, CELL))]
     written = list(written_ways(worded(refusal.text, PYTHON)))
     assert typed == written
@@ -392,6 +424,7 @@ def test_ways_out_on_random_machines(name):
     model, draw = architecture(name), random.Random(name)
     share = model.shape().values * 2 / GIB
     taken = 0
+    SAID_OF.clear()
     for _ in range(12):
         count = draw.randint(1, 4)
         sizes = [draw.uniform(0.3, 1.2) * share / count + 0.55 for _ in range(count)]
@@ -405,6 +438,26 @@ def test_ways_out_on_random_machines(name):
         given["max_memory"] = draw.choice([None, None if given["offload"] else {"cpu": 0}])
         taken += bool(ways_work(model, given))
     assert taken > 2
+    assert "what is typed" in SAID_OF
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("GLM-4.6V-Flash", {"gpus": "2xT4", "dtype": "float32"}),
+        ("GLM-4.1V-9B-Thinking", {"gpus": "1x10GiB+1x6GiB"}),
+        ("GLM-4.1V-9B-Thinking", {"gpus": "2x11GiB", "batch": 2, "reserve": 2.0}),
+        ("GLM-4.5V", {"gpus": "2xH100-80GiB"}),
+    ],
+)
+def test_ways_out_say_for_which_context_they_are_where_none_was_asked_for(name, given):
+    """Without one a plan is for the longest that fits, which fills the GPUs."""
+    SAID_OF.clear()
+    assert ways_work(architecture(name), {"images": 1, **given})
+    assert {"a context"} == SAID_OF
+    SAID_OF.clear()
+    assert ways_work(architecture(name), {"images": 1, "context": 8192, **given})
+    assert {"what is typed"} == SAID_OF
 
 
 def test_weights_in_fp8_that_are_to_be_offloaded_are_priced_as_what_they_become():

@@ -152,7 +152,11 @@ def test_an_option_is_spelled_as_one_gives_it():
     for words, option in ((PYTHON, 'quantize="4bit"'), (HTTP, "--quantize 4bit")):
         assert f"({option})" in worded(remark("four_bit"), words)
     both = remark(
-        "four_bit_and_offloading_fit", **dict.fromkeys(("size", "before"), 1), away=1, fullness=1
+        "four_bit_and_offloading_fit",
+        **dict.fromkeys(("size", "before"), 1),
+        away=1,
+        fullness=1,
+        at="",
     )
     for words, options in (
         (PYTHON, 'quantize="4bit", offload=True'),
