@@ -157,6 +157,7 @@ def _as_keyword(name: str, value: str) -> str:
 
 
 COMMON: Mapping[str, str] = {
+    "named_model": "{model}",
     "take_the_original": (
         "Take the original checkpoint; {option:quantize=4bit} makes it as small as it is loaded."
     ),

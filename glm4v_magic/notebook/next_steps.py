@@ -21,7 +21,6 @@ _IN_A_CELL = {
         "Put it on the cpu, or leave --map out; %glm4v doctor says why no GPU is found, and "
         "%glm4v check works for any that are described (--gpus 2x16GiB)."
     ),
-    "named_model": "{model}",
     "plan_of_other_gpus": (
         "To plan it for what is here, name the model and leave --map out: %glm4v load {model}. "
         "%glm4v check follows a plan on any GPUs that are described (--gpus 2x16GiB)."

@@ -17,7 +17,6 @@ _OVER_HTTP = {
     "port_not_usable": "Choose another with --port; 0 is any free one.",
     "gpus_not_here": "Start the server without --gpus.",
     "no_gpu_for_map": "Put it on the cpu, or start the server without --map.",
-    "named_model": "{model}",
     "plan_of_other_gpus": (
         "Start the server without --map, and with the model that is to be planned for what is "
         "here: {model}."
