@@ -34,6 +34,7 @@ _DTYPES = {
     "fp32": "float32",
 }
 _DEVICE = re.compile(r"(?:cuda:)?([0-9]{1,5})", re.ASCII)
+_APPLE = ("mps", "mps:0")  # the only GPU of its machine, as accelerate names it
 
 
 def dtype_of(value: object) -> object:
@@ -149,6 +150,8 @@ def _device(key: object) -> int | str:
         raise OptionError(
             "max_memory names disk, which is not supported.", "Use cpu.", option="max_memory"
         )
+    if str(key) in _APPLE:
+        return 0
     if str(key) != "cpu":
         raise OptionError(
             f"max_memory names {key!r:.60}, which is not a device.",

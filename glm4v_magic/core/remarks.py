@@ -324,6 +324,8 @@ COMMON: Mapping[str, str] = {
         'Install it with: pip install "transformers[kernels]"; or restore the weights '
         "({option:dtype=bfloat16})."
     ),
+    "fill_in_order": "Leave {named:device_map} out, and take {option:objective=fewest}.",
+    "less_on_the_first": "Leave {named:device_map} out, and give GPU 0 less by {named:max_memory}.",
     "named_with": "{model} {option:{name}={value}}",
     "of_option": "{named:{name}}{rest}",
     "install": "Run {command}, then restart {process}.",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from glm4v_magic.core.errors import DoesNotFitError, PlacementError
 from glm4v_magic.core.remarks import PYTHON, Words, worded
-from glm4v_magic.core.wording import counted, gib
+from glm4v_magic.core.wording import counted, gib, sized
 from glm4v_magic.dry_run.report import DryRunReport, GPUUse, HopUse
 
 __all__ = [
@@ -36,7 +36,7 @@ def findings(report: DryRunReport) -> tuple[str, ...]:
         where = f"{gpu.phase}, {gpu.module}" if gpu.module else gpu.phase
         lines.append(
             f"out of memory: {gpu.device} needs {gib(gpu.total_bytes)} GiB and has "
-            f"{gib(gpu.capacity_bytes)}, so {gib(gpu.short_bytes)} GiB are short ({where})"
+            f"{gib(gpu.capacity_bytes)}, so {sized(gpu.short_bytes)} are short ({where})"
         )
     return tuple(lines)
 

@@ -22,10 +22,9 @@ __all__ = ["PLANNED", "plan_from_json", "read_given"]
 PLANNED = ("plan", "auto", "balanced")
 """Device maps that leave it to a plan; ``auto`` and ``balanced`` are transformers' words for it."""
 
-_NOT_HERE = {
-    "sequential": "Ask for the objective fewest.",
-    "balanced_low_0": "Give GPU 0 less in max_memory.",
-}
+_NOT_HERE = {"sequential": "fill_in_order", "balanced_low_0": "less_on_the_first"}
+"""Words of transformers for a map, and what to do instead."""
+
 _AGAIN = "Make a new plan."
 _PLAN = FileKind(PLAN_FORMAT, PLAN_VERSION, "a plan", _AGAIN, _AGAIN)
 
@@ -92,7 +91,7 @@ def read_given(given: GivenMap) -> Plan | DeviceMap | None:
     if isinstance(given, str) and given in _NOT_HERE:
         raise DeviceMapError(
             f"{given!r} is a way of transformers to fill GPUs, which is not followed here.",
-            _NOT_HERE[given],
+            code=_NOT_HERE[given],
         )
     if isinstance(given, str) and given in PLANNED:
         return None

@@ -185,6 +185,7 @@ IN_PYTHON = [
     (f"--max-memory 0=44GiB,1={20 * GIB},cpu={30 * GIB}", AS_TYPED),
     ("--max-memory {{[44, 20]}}", "--max-memory 44,20"),
     ("--max-memory 0=0,1=44GiB", "--max-memory 0=0GiB,1=44GiB"),
+    ("--max-memory mps=44GiB,cpu=30GiB", "--max-memory 0=44GiB,cpu=30GiB"),
     ("--dtype {{torch.float16}}", "--dtype float16"),
     ("--dtype={{torch.float16}}", "--dtype float16"),
     ("--pin {{pins}}", "--pin vision=1,head=1"),
@@ -206,6 +207,26 @@ def test_values_of_options_as_python_has_them(run, shell, given, typed):
         shell.user_ns["sizes"] = SIZES
     line = "%glm4v plan GLM-4V-9B --gpus 2x48GiB --json {}"
     assert json.loads(run(line.format(given))) == json.loads(run(line.format(typed)))
+
+
+@pytest.mark.parametrize(
+    ("way", "said", "taken"),
+    [
+        ("sequential", "Leave --map out, and take --objective fewest.", "--objective fewest"),
+        (
+            "balanced_low_0",
+            "Leave --map out, and give GPU 0 less by --max-memory.",
+            "--max-memory 8,24",
+        ),
+    ],
+)
+def test_ways_of_transformers_to_fill_gpus(run, way, said, taken):
+    for command in ("load", "check"):
+        line = f"%glm4v {command} demo{' --gpus 2x24GiB' if command == 'check' else ''}"
+        shown = run(f"{line} --map {way} {taken}", fails=True)  # they do not go together
+        assert said in shown
+    run(f"%glm4v plan demo --gpus 2x24GiB {taken}")
+    run("%glm4v check demo --gpus 2x24GiB")
 
 
 @pytest.mark.parametrize(

@@ -134,8 +134,8 @@ def test_a_translated_map_has_few_names_and_one_line_tells(gpus):
     [
         ("disk", "disk is not supported; use cpu"),
         ({"": "disk"}, "disk is not supported; use cpu"),
-        ("sequential", "is a way of transformers .* Ask for the objective fewest"),
-        ("balanced_low_0", "Give GPU 0 less in max_memory"),
+        ("sequential", "is a way of transformers .* Leave device_map out, and take objective="),
+        ("balanced_low_0", "Leave device_map out, and give GPU 0 less by max_memory"),
         (1.5, "1.5 is not a device"),
         ([1], r"\[1\] is not a device"),
         (True, "True is not a device"),
