@@ -445,3 +445,21 @@ def _written(file: Path) -> Iterator[str]:
             )
             if " " in text.strip():
                 yield text
+
+
+def in_views(folder: Path) -> set[str]:
+    """Return the texts that tell to do something in templates and scripts of a folder."""
+    found: set[str] = set()
+    for file in folder.iterdir():
+        text = file.read_text(encoding="utf-8") if file.suffix in (".html", ".js") else ""
+        if file.suffix == ".html":
+            text = re.sub(r"<(style|script)\b.*?</\1>|\{[%#].*?[%#]\}", "", text, flags=re.DOTALL)
+            text = re.sub(r"\{\{.*?\}\}", OPEN, text)
+            found |= {" ".join(each.split()) for each in re.split(r"<[^>]*>", text)}
+            found |= set(re.findall(r'(?:title|aria-label|placeholder)="([^"]*)"', text))
+        else:
+            lines = (re.sub(r"^//.*|\s//.*", "", line) for line in text.splitlines())
+            for line in lines:  # no text of these goes over several
+                pairs = re.findall(r'"([^"]* [^"]*)"|`([^`]* [^`]*)`', line)
+                found |= {re.sub(r"\$\{[^}]*\}", OPEN, one or other) for one, other in pairs}
+    return {each for each in found if tells_to_do(each)}

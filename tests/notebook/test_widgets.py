@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 from dataclasses import replace
 from html import unescape
@@ -504,3 +505,19 @@ def test_a_pin_is_taken_back_by_its_button(tool):
     button.click()
     assert tool.options == before
     assert tool.pins == ()
+
+
+def test_the_plan_of_the_tool_is_taken_as_a_line_and_as_json_for_map(tool, run, tmp_path):
+    tool = tool("demo", gpus="2x1GiB", objective="balance")
+    shown = next(
+        child.value
+        for child in tool.live.box.children
+        if isinstance(child, ipywidgets.HTML) and "the plan as JSON, for --map" in child.value
+    )
+    text = unescape(re.sub(r"<[^>]*>", "\n", shown))
+    (line,) = re.findall(r"%glm4v load .*", text)
+    plan = text[text.index("{") : text.rindex("}") + 1]
+    (tmp_path / "plan.json").write_text(plan)
+    checked = run("%glm4v check demo --gpus 2x1GiB --map plan.json")
+    assert checked == run(line.replace("load", "check", 1))
+    assert "It would run" in checked

@@ -15,13 +15,14 @@ import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import golden
 import numpy as np
 import pytest
 import test_advice
 import torch
-from hints import in_errors_of_python, in_passing
+from hints import PACKAGE, in_errors_of_python, in_passing, in_views
 from PIL import Image
 from served import CHAT, JSON, SECONDS, ask, question, send, serving
 from standins import eva2clip_splits as splits
@@ -37,6 +38,7 @@ from glm4v_magic.server import app, command, worker
 from glm4v_magic.server.listening import Server
 from glm4v_magic.session.session import Session
 
+ROOT = Path(__file__).parents[2]
 SQUARE = np.zeros((56, 56, 3), np.uint8)
 GREEDY = {"temperature": 0, "max_tokens": 2}
 
@@ -599,6 +601,25 @@ NAMED_ALONE = {
 """Texts with the name of a command or option, or a word that hints begin with, and no advice."""
 
 
+IN_VIEWS = {
+    "This page plans only when it comes from a web server: python -m http.server is enough.":
+        "project/test_docs.py::"
+        "test_a_page_from_a_file_says_what_is_enough_and_that_is_enough",
+    "the plan as JSON, for --map":
+        "notebook/test_widgets.py::"
+        "test_the_plan_of_the_tool_is_taken_as_a_line_and_as_json_for_map",
+}  # fmt: skip
+"""Advice in scripts of the pages and in templates of views."""
+
+HEADINGS = {"read after"}
+
+
+def test_what_pages_and_views_tell_to_do_is_followed():
+    found = in_views(ROOT / "docs/js") | in_views(PACKAGE / "notebook/render/templates")
+    assert found - IN_VIEWS.keys() - HEADINGS == set(), "new: no test follows it"
+    assert HEADINGS | IN_VIEWS.keys() <= found, "nobody says it any more"
+
+
 def test_every_error_of_python_and_line_of_a_log_is_followed_or_advises_nothing():
     found = in_errors_of_python()
     assert found - IN_ERRORS_OF_PYTHON.keys() - NOTHING_TO_DO == set(), "new: no test follows it"
@@ -611,7 +632,7 @@ def test_whatever_else_tells_to_do_something_is_followed_or_advises_nothing():
     assert NAMED_ALONE | IN_PASSING.keys() <= found, "nobody says it any more"
 
 
-@pytest.mark.parametrize("advice", [*IN_ERRORS_OF_PYTHON, *IN_PASSING])
+@pytest.mark.parametrize("advice", [*IN_ERRORS_OF_PYTHON, *IN_PASSING, *IN_VIEWS])
 def test_the_tests_that_are_named_hold_what_they_follow(advice):
-    test = {**IN_ERRORS_OF_PYTHON, **IN_PASSING}[advice]
+    test = {**IN_ERRORS_OF_PYTHON, **IN_PASSING, **IN_VIEWS}[advice]
     assert test_advice.is_taken_in(advice, test)
