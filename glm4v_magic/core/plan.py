@@ -120,15 +120,15 @@ class Plan:
         return json.dumps({**head, **asdict(self)}, indent=2)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the plan to a JSON file, and return its path.
+        """Write the plan to a JSON file, and return its path; only a plan is replaced.
 
         Raises:
-            OptionError: if the file cannot be written.
+            OptionError: if the file cannot be written, or is there and no plan.
         """
         file: object = path
         try:
             file = Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails on ~nobody
-            replace_text(file, self.to_json() + "\n")
+            replace_text(file, self.to_json() + "\n", is_json=True)
         except (OSError, TypeError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise OptionError(f"The plan cannot be written to {file}: {reason}.") from None

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+from collections.abc import Hashable
 from pathlib import Path
 
 __all__ = ["replace_text"]
 
+_LARGEST = 2**26  # bytes of a file that may have been written here
 
-def replace_text(file: Path, text: str) -> None:
+
+def replace_text(file: Path, text: str, *, is_json: bool = False) -> None:
     """Write a text file in UTF-8; one that is there is replaced once the new one is complete.
 
     A name in the text that is not valid Unicode is written with backslashes, as JSON writes it.
@@ -16,6 +21,8 @@ def replace_text(file: Path, text: str) -> None:
     Args:
         file: the file; a link is followed.
         text: all of it.
+        is_json: whether it is JSON: only a file of the same kind is replaced then, not the
+            ``config.json`` of a checkpoint.
 
     Raises:
         OSError: if it cannot be written; what is there stays.
@@ -24,6 +31,8 @@ def replace_text(file: Path, text: str) -> None:
     import tempfile  # here: loading the extension is to be fast
 
     place = Path(os.path.realpath(file))
+    if is_json and place.is_file() and not _is_alike(place, text):
+        raise FileExistsError(errno.EEXIST, "a file of another kind is there", str(file))
     is_special = place.is_symlink() or (place.exists() and not place.is_file())  # loop, device
     if is_special or not os.access(place.parent, os.W_OK | os.X_OK):
         place.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -32,3 +41,23 @@ def replace_text(file: Path, text: str) -> None:
         new = Path(folder, place.name)
         new.write_text(text, encoding="utf-8", errors="backslashreplace")
         new.replace(place)
+
+
+def _is_alike(place: Path, text: str) -> bool:
+    """Tell whether a file is empty, or holds JSON of the kind of a text."""
+    size = place.stat().st_size
+    if not 0 < size <= _LARGEST:
+        return size == 0
+    try:
+        return _kind(json.loads(place.read_text(encoding="utf-8-sig"))) == _kind(json.loads(text))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _kind(content: object) -> Hashable:
+    """Return what tells JSON of one kind from others: its format, or else its keys."""
+    if isinstance(content, list):
+        return "list", _kind(content[0]) if content else None
+    if not isinstance(content, dict):
+        return None
+    return content["format"] if isinstance(content.get("format"), str) else frozenset(content)

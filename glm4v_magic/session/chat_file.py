@@ -251,7 +251,7 @@ def to_markdown(conversation: Conversation, name: str = UNNAMED) -> str:
 def write_chat(path: str | os.PathLike[str], conversation: Conversation, name: str) -> Path:
     """Write a chat to a file; the suffix decides the format: ``.json`` or ``.md``.
 
-    An existing file is replaced once the new one is complete.
+    An existing file is replaced once the new one is complete; of JSON only a chat is.
 
     Raises:
         ConversationError: if the suffix is another, or the file cannot be written.
@@ -266,7 +266,7 @@ def write_chat(path: str | os.PathLike[str], conversation: Conversation, name: s
             f"The name of the file {file} must end in .json, to be read back, or in .md.",
         )
     try:
-        replace_text(file, text)
+        replace_text(file, text, is_json=file.suffix.lower() == ".json")
     except (OSError, ValueError) as error:  # ValueError: a null character
         raise ConversationError(
             f"The chat cannot be written to {file}: {getattr(error, 'strerror', error)}."

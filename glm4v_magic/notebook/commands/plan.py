@@ -209,11 +209,11 @@ def show_written(what: str, file: Path, text: str) -> None:
 
     Args:
         what: what the result is called, as in "The plan".
-        file: the file; one that is there is replaced.
+        file: the file; one of the same kind that is there is replaced.
         text: the result.
     """
     try:
-        replace_text(file, text + "\n")
+        replace_text(file, text + "\n", is_json=True)
     except (OSError, ValueError) as error:  # ValueError: a null character
         reason = getattr(error, "strerror", None) or error
         if isinstance(error, FileNotFoundError) and not is_folder(file.parent):
