@@ -41,6 +41,7 @@ __all__ = [
     "Find",
     "Merges",
     "Part",
+    "adapter_beside",
     "holds_adapter",
     "read_adapter",
 ]
@@ -331,6 +332,16 @@ class Adapter:
 def holds_adapter(folder: Path) -> bool:
     """Tell whether a folder holds an adapter and no model."""
     return (folder / ADAPTER_CONFIG).is_file() and not holds_weights(folder)
+
+
+def adapter_beside(folder: Path) -> str | None:
+    """Return the file with the weights of an adapter that a folder holds beside whole ones, or not.
+
+    ``None`` without one, or without its configuration.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file() or not holds_weights(folder):
+        return None
+    return next((name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
 
 
 def read_adapter(folder: Path, tensors: Mapping[str, TensorInfo] | None = None) -> Adapter:

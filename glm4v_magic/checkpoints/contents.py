@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glm4v_magic.checkpoints.adapters import ADAPTER_CONFIG, Adapter, Merges, read_adapter
+from glm4v_magic.checkpoints.adapters import (
+    ADAPTER_CONFIG,
+    Adapter,
+    Merges,
+    adapter_beside,
+    read_adapter,
+)
 from glm4v_magic.checkpoints.files import (
     TensorInfo,
     left_out_index,
@@ -101,6 +107,12 @@ def read_contents(folder: Path) -> Contents:
             "Save the adapter by itself (save_pretrained of peft), or merge it first.",
         )
     config, notes = with_vocabulary(config, tensors)
+    beside = None if unmerged else adapter_beside(folder)
+    if beside is not None:
+        notes = (
+            *notes,
+            f"{beside} is left out: whole weights are beside it, into which it may be merged",
+        )
     index = left_out_index(folder)
     if index:
         single = index.removesuffix(".index.json")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -243,17 +243,26 @@ def _require_config(folder: Path) -> None:
                 )
     if any((folder / name).exists() for name in CONFIGS):
         return
-    inner = sorted(
-        each.name for each in folder.iterdir() if any(is_file(each / name) for name in CONFIGS)
-    )
-    if inner:
-        raise CheckpointError(
-            f"{folder} holds no {CONFIGS[0]}, but {counted(len(inner), 'folder')} with one: "
-            f"{one_line(', '.join(inner[:3]))}{', ...' if len(inner) > 3 else ''}.",
-            "Give one of them.",
-        )
+    _refuse_folders_inside(folder, CONFIGS)
     if not any(listed_names(folder, ending) for ending in (".safetensors", ".bin")):
         refuse_foreign_folder(folder)
+
+
+def _refuse_folders_inside(folder: Path, names: Sequence[str]) -> None:
+    """Raise CheckpointError if what is looked for is in folders of a folder.
+
+    Args:
+        folder: the folder, without any of the files.
+        names: files that tell it, the more telling one first.
+    """
+    for name in names:
+        inner = sorted(each.name for each in folder.iterdir() if is_file(each / name))
+        if inner:
+            raise CheckpointError(
+                f"{folder} holds no {name}, but {counted(len(inner), 'folder')} with one: "
+                f"{one_line(', '.join(inner[:3]))}{', ...' if len(inner) > 3 else ''}.",
+                "Give one of them.",
+            )
 
 
 def _refuse_base(text: str, base: object) -> None:
@@ -291,14 +300,16 @@ def _is_begun(place: Place) -> bool:
 
 
 def _only(place: Place) -> Path:
-    """Return the folder of an adapter."""
-    from glm4v_magic.checkpoints.adapters import holds_adapter
+    """Return the folder of an adapter, which may hold whole weights, too."""
+    from glm4v_magic.checkpoints.adapters import adapter_beside, holds_adapter
 
     if not place.folders:
         raise not_found(place.text, "adapter")
     for folder in place.folders:
-        if holds_adapter(folder):
+        if holds_adapter(folder) or adapter_beside(folder) is not None:
             return folder
+    if not is_file(place.folders[0] / CONFIGS[1]):
+        _refuse_folders_inside(place.folders[0], CONFIGS[1:])
     raise CheckpointError(
         f"{place.folders[0]} is not an adapter: it holds no adapter_config.json, or whole weights.",
         "Give the folder that peft has saved the adapter in.",

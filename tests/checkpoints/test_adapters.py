@@ -864,6 +864,38 @@ def test_an_adapter_without_its_configuration_is_named_as_one(adapter, instead):
     assert resolve(saved).tensors
 
 
+def test_an_adapter_beside_whole_weights_is_said_to_be_left_out(adapter):
+    whole = shutil.copytree(golden.CHECKPOINT, adapter.parent / "whole")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(adapter / name, whole)
+    said = (
+        "adapter_model.safetensors is left out: whole weights are beside it, into which it may be "
+        "merged"
+    )
+    plain = resolve(golden.CHECKPOINT).load(dtype=torch.float32)
+    found = resolve(whole).load(dtype=torch.float32)
+    assert (said in found.notes, said in plain.notes) == (True, False)
+    same(found.model.state_dict(), plain.model.state_dict())
+    merged = resolve(whole, lora=whole).load(dtype=torch.float32)
+    same(merged.model.state_dict(), resolve(adapter).load(dtype=torch.float32).model.state_dict())
+    (whole / "adapter_config.json").unlink()  # a file that nothing says anything of
+    assert said not in resolve(whole).load(dtype=torch.float32).notes
+
+
+@pytest.mark.parametrize("steps", [["mine"], ["checkpoint-1", "checkpoint-2"]])
+def test_the_folder_around_those_of_adapters_is_refused_with_their_names(adapter, steps):
+    out = adapter.parent / "out"
+    for step in steps:
+        shutil.copytree(adapter, out / step)
+    folders = "1 folder" if len(steps) == 1 else "2 folders"
+    said = f"{out} holds no adapter_config.json, but {folders} with one: {', '.join(steps)}. Give"
+    for look in (lambda: resolve(golden.CHECKPOINT, lora=out), lambda: resolve(out)):
+        with pytest.raises(CheckpointError) as caught:
+            look()
+        assert str(caught.value) == f"{said} one of them."
+    assert resolve(golden.CHECKPOINT, lora=out / steps[0]).tensors
+
+
 def test_weights_that_are_not_merged_are_saved_apart_or_merged(native, tmp_path):
     base, config = native("glm4v"), peft.LoraConfig(target_modules=["q_proj"])
     model = peft.get_peft_model(full(base, torch.float32), config)
