@@ -268,6 +268,41 @@ def test_without_a_network_the_folder_is_given_or_the_cache_of_another_machine(
     assert done.stdout.strip() == str(folder)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the page's lines are of a shell")
+def test_what_the_page_of_installing_does_for_machines_without_a_network(server, tmp_path):
+    """Its lines, of another repository and in another place: a folder, and a shared cache."""
+    page = (Path(__file__).parents[2] / "docs" / "install.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Without a network\n")[2].partition("\n## ")[0]
+    section = section.replace("zai-org/glm-4v-9b", REPOSITORY).replace("/data/", f"{tmp_path}/")
+    of_folder, of_cache, *_ = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    (line,) = re.findall(r"%glm4v load (\S+)", section)
+    program = str(Path(sys.executable).parent)
+    surroundings = {**os.environ, "HF_ENDPOINT": constants.ENDPOINT}
+    surroundings["PATH"] = os.pathsep.join([program, surroundings["PATH"]])
+    for name in ("HF_HOME", "HF_HUB_CACHE"):
+        surroundings.pop(name, None)
+
+    def run(shell):
+        done = subprocess.run(
+            ["sh", "-ec", shell], env=surroundings, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    run(of_folder)
+    online, offline = of_cache.split("export HF_HUB_OFFLINE=1")
+    home, download = online.strip().split("\n")
+    run(f"{home}\n{download}")
+
+    server.token, before = "nobody has it", len(server.asked)
+    load = "from glm4v_magic.session.session import Session; s = Session().load({!r}); "
+    load = f'python -c "{load}print(s.ask({{!r}}, max_tokens=2, temperature=0).usage.new_tokens)"'
+    for name in (line, REPOSITORY):
+        command = load.format(name, "What?").replace("\\", "")
+        assert run(f"{home}\nexport HF_HUB_OFFLINE=1{offline}\n{command}") in "12"
+    assert len(server.asked) == before
+
+
 def test_without_a_network():
     said = r"not, or not wholly, in the hub cache \(.*\), and the hub cannot be reached. Download"
     with pytest.raises(CheckpointError, match=said):

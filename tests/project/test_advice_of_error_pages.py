@@ -567,7 +567,7 @@ def test_rows_whose_folder_is_gone_and_comes_back(tmp_path):
 IN_OTHER_TESTS = {
     ("CheckpointError", "On a machine without network, see Install."):
         "checkpoints/test_hub.py::"
-        "test_without_a_network_the_folder_is_given_or_the_cache_of_another_machine",
+        "test_what_the_page_of_installing_does_for_machines_without_a_network",
     ("ComparisonInterrupted",
      "If the model in use had made room for another one, the next question loads it again; "
      "`released` is its name."):
