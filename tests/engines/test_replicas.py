@@ -414,7 +414,7 @@ def test_a_call_that_ends_as_a_replica_is_lost_leaves_nothing_to_the_next(monkey
     requests = [Request(Conversation((Message("user", str(n)),))) for n in range(64)]
     events = engine.stream(requests)
     next(events)
-    engine.lose(engine.replicas[0])
+    engine.group.lose(engine.group.replicas[0])
     events.close()
     assert len(list(engine.stream(requests[:8]))) == 8
 
@@ -431,7 +431,7 @@ def test_all_replicas_that_are_lost_in_a_map_are_told_of_at_each_call(monkeypatc
     )
     stream = Session(engine).stream_map("{{item}}?", [str(n) for n in range(64)])
     assert next(event for event in stream if isinstance(event, RowDone)).row.error is None
-    for replica in engine.replicas:
+    for replica in engine.group.replicas:
         replica.is_killed = True  # noticed where the map asks whether there is room for a row
     with pytest.raises(EngineError, match=r"^All 2 replicas of demo were lost\. Load it again\.$"):
         list(stream)
@@ -477,7 +477,7 @@ def test_a_request_is_asked_again_twice_and_then_fails_alone(monkeypatch, losses
     )
     requests = [Request(Conversation((Message("user", str(n)),))) for n in range(3)]
     events = {event.row: event for event in engine.stream(requests, 1)}
-    assert len(engine.alive) == 4 - losses
+    assert len(engine.group.alive) == 4 - losses
     assert [type(events[row]) for row in (1, 2)] == [Finished] * 2
     if losses == 2:
         assert isinstance(events[0], Finished)
@@ -763,7 +763,7 @@ class TestTwoReplicas:
             asked = set()
             for event in engine.stream([Request(chats[number], sampling)]):
                 if isinstance(event, Text):
-                    asked |= {each.facts.number for each in engine.replicas if each.open}
+                    asked |= {each.facts.number for each in engine.group.replicas if each.open}
                 if isinstance(event, Finished):
                     answers[number] = event.generation.text
             assert asked == {number}
@@ -847,7 +847,7 @@ class TestTwoReplicas:
 
     def test_another_version_is_told_and_the_same_one_loads(self, session, monkeypatch):
         session.unload()  # its replicas hold all cores
-        monkeypatch.setattr("glm4v_magic.engines.replicas.engine.OWN_VERSION", "0.0.7")
+        monkeypatch.setattr("glm4v_magic.engines.replicas.replica.OWN_VERSION", "0.0.7")
         with pytest.raises(
             EngineError, match=r"not 0\.0\.7\. Install the same version on all machine"
         ):
@@ -863,10 +863,10 @@ class TestTwoReplicas:
         session.unload()
         other = ray.remote(Job).options(num_cpus=2).remote()
         ray.get(other.begun.remote())
-        engine = sys.modules["glm4v_magic.engines.replicas.engine"]
+        starting = sys.modules["glm4v_magic.engines.replicas.starting"]
         minutes = itertools.count(step=60)
         quick = SimpleNamespace(monotonic=lambda: next(minutes), sleep=time.sleep)
-        monkeypatch.setattr(engine, "time", quick)
+        monkeypatch.setattr(starting, "time", quick)
         advice = r"Ask for fewer replicas, or wait for those jobs\."
         with pytest.raises(EngineError, match=advice):
             session.load("demo", replicas=1)
