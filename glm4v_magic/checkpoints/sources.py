@@ -78,7 +78,14 @@ class Source:
             return not_found(self.place.repository)
         what = f"{_wanted(self.adapter, self.base)}, which is not here."
         if self.base == self.adapter.base:
-            return CheckpointError(what, code="base_not_here", base=_likely(self.base))
+            base = _likely(self.base)
+            if self.revision is not None and find_place(self.place.text).folders:
+                base = self.place.text
+                what = (
+                    f"{_wanted(self.adapter, self.base)} in the revision "
+                    f"{printable(self.revision)}, which is not here; another one is."
+                )
+            return CheckpointError(what, code="base_not_here", base=base)
         return CheckpointError(what, not_found(self.base).hint)
 
     @contextmanager

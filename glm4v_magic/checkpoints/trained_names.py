@@ -21,7 +21,12 @@ OF_VOCABULARY = (
 )
 """Published names of the weights that have a row for each token: a fine-tune may add some."""
 
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPERS = (
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",  # of Lightning, around the model that DeepSpeed or DDP wrap
+)
 _PREFIXES = ("base_model.model.", "module.", *(f"{each}." for each in _WRAPPERS))
 _INFIXES = (
     *((rf"\.{each}\.", ".") for each in _WRAPPERS),

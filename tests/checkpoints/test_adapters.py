@@ -1144,6 +1144,15 @@ def test_the_revision_of_the_base_is_that_of_the_training(adapter, monkeypatch):
     ):
         edit(adapter, base_model_name_or_path=base, revision=revision)
         assert resolve(adapter).folder.name == commit * 40
+    edit(adapter, base_model_name_or_path="me/base", revision="v2")
+    said = (
+        f"The adapter {adapter} was trained on 'me/base' in the revision v2, which is not here; "
+        'another one is. Say where its base is: base="me/base".'
+    )
+    for look in (resolve, architecture, lambda folder: gather((), model=str(folder))):
+        with pytest.raises(CheckpointError) as caught:
+            look(adapter)
+        assert str(caught.value) == said
     edit(adapter, base_model_name_or_path="me/base", revision="v1")
     assert resolve(adapter, base="me/base").folder.name == "0" * 40
     edit(adapter, base_model_name_or_path=str(golden.CHECKPOINT), revision="v1")

@@ -107,6 +107,7 @@ def test_weights_of_no_model_are_named(changed):
     "wrapped",
     [
         lambda name: f"_fsdp_wrapped_module.{name}",
+        lambda name: f"_forward_module.module.{name}",
         lambda name: name.replace(".mlp.", "._checkpoint_wrapped_module.mlp."),
         lambda name: name.replace("layers.0.", "layers.0._fsdp_wrapped_module._orig_mod."),
         lambda name: name.removeprefix("model."),  # of the base model alone

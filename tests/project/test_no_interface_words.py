@@ -24,6 +24,7 @@ COMMAND_LINES = {
     "server/next_steps.py": "the words of that program; those of others are told apart elsewhere",
     "remote_code/patch.py": "a program: python -m glm4v_magic.remote_code.patch",
     "doctor/diagnosis.py": "pip, a program of others",
+    "images/holders.py": "pip, a program of others",
     "checkpoints/foreign.py": "the program that DeepSpeed writes beside its parts",
 }
 """Files that may name options of a program, not of ours in a notebook; no magics."""
