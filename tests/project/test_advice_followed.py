@@ -20,7 +20,6 @@ import golden
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from advice import refused, takes
 from clips import write_clip
 from huggingface_hub import constants
@@ -511,27 +510,6 @@ def test_another_engine_is_installed_or_its_line_printed(run, monkeypatch):
     assert "vllm serve" in run(f"{line} {option}")
 
 
-def on_gpu(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to("cuda:0")
-
-
-def moved_lazy() -> None:
-    lazy = torch.nn.LazyLinear(2)
-    lazy(torch.ones(1, 2))
-    assert lazy.to("cuda")(on_gpu(torch.ones(1, 2))).shape == (1, 2)
-
-
-def gradient(device: str) -> None:
-    weight = torch.ones(2, device=device, requires_grad=True)
-    (weight * 2).sum().backward()
-
-
-def without_gradients() -> None:
-    gradient("cpu")
-    with torch.no_grad():
-        assert (torch.ones(2, device="cuda:0", requires_grad=True) * 2).sum() == 4
-
-
 DEMO = architecture("demo")
 PLACED = PlacementOptions(), parse_gpus("1x8GiB")
 WITHIN: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
@@ -540,25 +518,15 @@ WITHIN: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: decide(DEMO, *PLACED, {"": "disk"}), lambda: decide(DEMO, *PLACED, {"": "cpu"})),
     "of frames, give those you mean.": (
         lambda: to_video([SQUARE] * 3, "x", start=1), lambda: to_video(([SQUARE] * 3)[1:], "x")),
-    'make it on the CPU, and move it with .to("cuda").': (
-        lambda: torch.nn.LazyLinear(2, device="cuda"), moved_lazy),
-    "make it dense first, with .to_dense()": (
-        lambda: on_gpu(torch.ones(2, 2).to_sparse()),
-        lambda: on_gpu(torch.ones(2, 2).to_sparse().to_dense())),
-    "run backward() on the CPU, and what needs no gradients under torch.no_grad() here.": (
-        lambda: gradient("cuda:0"), without_gradients),
-    "Use Tensor.cpu() to copy the tensor to host memory first.": (
-        lambda: np.asarray(on_gpu(torch.ones(2))), lambda: np.asarray(on_gpu(torch.ones(2)).cpu())),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("advice", WITHIN)
 def test_what_is_advised_before_the_end_of_a_message(advice):
     bad, good = WITHIN[advice]
-    with VirtualGPUs("1x1GiB"):
-        with pytest.raises(Exception, match=re.escape(advice)):
-            bad()
-        good()
+    with pytest.raises(Exception, match=re.escape(advice)):
+        bad()
+    good()
 
 
 def test_from_two_settings_on_are_compared(loaded):
