@@ -142,6 +142,30 @@ def test_print_refuses_what_our_own_server_would(run, tmp_path, monkeypatch):
         assert "glm4v_magic.server" in run(f"%glm4v serve {line} --engine own --print")
 
 
+def test_a_map_that_is_nowhere_is_said_before_a_server_starts(run, shell, tmp_path):
+    shell.user_ns["my_map"] = {"": "cpu"}
+    for line in ("demo --map my_mapp", "demo --map my_mapp --print"):
+        screen = run(f"%glm4v serve {line}", fails=True)
+        assert screen.strip().endswith(
+            "--map my_mapp is neither a variable nor a file that is here. Did you mean my_map?"
+        )
+    assert "--map '{" in run("%glm4v serve demo --map my_map --print")
+    screen = run("%glm4v serve demo --map elsewhere.json", fails=True)
+    assert "The line for another machine, where it is, is printed with --print." in screen
+    assert "--map elsewhere.json" in run("%glm4v serve demo --map elsewhere.json --print")
+
+
+def test_a_map_that_leaves_weights_out_is_said_before_a_line_is_printed(run, shell):
+    """How many GPUs a server has it alone knows, but not what a map has to say."""
+    for places in ({"model.vision": 0}, {"model.vision": 0, "nose": "cuda:7"}):
+        shell.user_ns["part"] = places
+        screen = run("%glm4v serve demo --map part --print", fails=True)
+        assert "no device" in screen or "'nose'" in screen
+    shell.user_ns["part"] = {"model": 7, "lm_head": "cuda:2"}
+    words = shlex.split(run("%glm4v serve demo --map part --print"))
+    assert read_given(words[words.index("--map") + 1]) == {"model": 7, "lm_head": 2}
+
+
 def test_a_map_or_plan_in_a_variable_reaches_the_server(run, shell, port):
     shell.user_ns["parts"] = {"model": torch.device("cpu"), "lm_head": "cpu"}
     run("made = %glm4v plan demo --gpus 2x1GiB")

@@ -413,6 +413,9 @@ IN_OTHER_TESTS = {
     "Install Chrome, or run plotly_get_chrome in a terminal.":
         "project/test_advice_outside.py::"
         "test_what_is_said_to_be_installed_is_all_that_is_needed",
+    "The line for another machine, where it is, is printed with --print.":
+        "notebook/test_serve_command.py::"
+        "test_a_map_that_is_nowhere_is_said_before_a_server_starts",
     "All of them as a DataFrame are .read(), which has columns.":
         "mapping/test_row_file.py::test_each_row_is_in_the_file",
     "Are they as they were trained?":

@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import json
 import os
+import re
 import shutil
 import socket
 from argparse import Namespace
@@ -16,8 +17,8 @@ from typing import Any
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.places import find_place
-from glm4v_magic.core.errors import CheckpointError, OptionError
-from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
+from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.installed import installed_version
 from glm4v_magic.core.model import Architecture, ModelChoice, Sized
 from glm4v_magic.core.model_shape import ModelShape
@@ -69,6 +70,10 @@ _OURS = (
 )
 """Options that only our own server follows."""
 
+_NUMBER = re.compile(r"\d+$")
+_AMPLE = 2**50
+"""Bytes of a GPU that holds whatever a map puts on it."""
+
 _NAMES = {"vllm": "vLLM", "sglang": "SGLang", "own": "Our server"}
 
 
@@ -96,6 +101,8 @@ def serve(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
             f"--map {shown} is not here, so that the model it is for is not known.",
             f"Name the model: %glm4v serve MODEL --map {shown}.",
         )
+    if given is None and named is not None and engine == "own":
+        _refuse_unknown_map(str(named), names, is_printed=arguments.print)
     model = context.named_in(arguments, given)
     if is_address(model):
         raise OptionError(
@@ -209,6 +216,22 @@ def _read_here(named: GivenMap | None) -> GivenMap | None:
     return read_given(named) or named  # a word is itself
 
 
+def _refuse_unknown_map(named: str, names: Mapping[str, Any], *, is_printed: bool) -> None:
+    """Raise OptionError for a map that is neither here nor likely to be elsewhere.
+
+    Where a line is printed for another machine, a name is that of a file there, unless a variable
+    is called much like it.
+    """
+    maps = (name for name, held in names.items() if isinstance(held, Plan | Mapping))
+    known = [name for name in maps if not name.startswith("_")]
+    similar = did_you_mean(named, known) if named.isidentifier() else ""
+    if similar or not is_printed:
+        raise OptionError(
+            f"--map {printable(named)} is neither a variable nor a file that is here.",
+            similar or "The line for another machine, where it is, is printed with --print.",
+        )
+
+
 def _as_text(given: GivenMap | None) -> str:
     """Return a variable's plan or map as JSON: the server has no variables."""
     content = json.loads(given.to_json()) if isinstance(given, Plan) else given
@@ -296,11 +319,19 @@ def _refuse_as_the_server_would(
         gpus = parse_gpus(options.gpus)
     elif isinstance(given, Plan):
         gpus = planned_gpus(given)
+    elif isinstance(given, Mapping):
+        gpus = _named_in(given)
     else:
         return
     if given is None and values["device_map"] is not None:
         return
     decide(found, replace(options, gpus=None), gpus, given, loads=False, cpu=cpu_here())
+
+
+def _named_in(places: Mapping[str, object]) -> tuple[GPU, ...]:
+    """Return GPUs for all that a map names: how many a server has, it alone knows."""
+    numbers = {int(each) for place in places.values() for each in _NUMBER.findall(str(place))}
+    return tuple(GPU(index, "GPU", _AMPLE) for index in sorted({0, *numbers}))
 
 
 def _is_here(model: str, made_of: Mapping[str, Any]) -> bool:
