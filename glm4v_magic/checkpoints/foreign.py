@@ -52,11 +52,11 @@ def refuse_foreign_file(text: str, file: Path) -> None:
 
 
 def _of_other_form(text: str, file: Path) -> CheckpointError | None:
-    head = _head(file)
-    if head.startswith(_GGUF) or file.suffix.lower() in _OTHERS:
-        return _in_other_format(f"{text} is", ".gguf" if head.startswith(_GGUF) else file.suffix)
+    head, suffix = _head(file), file.suffix.lower()
+    if head.startswith(_GGUF) or suffix in _OTHERS:
+        return _in_other_format(f"{text} is", ".gguf" if head.startswith(_GGUF) else suffix)
     is_archive = head.startswith(_ARCHIVES) or head[_TAR_AT:].startswith(_TAR)
-    if file.suffix in (*_OF_TORCH, ".safetensors"):
+    if suffix in (*_OF_TORCH, ".safetensors"):
         return CheckpointError(f"{text} is a file of weights.", _TO_FOLDER)
     if is_archive:
         return CheckpointError(f"{text} is an archive.", "Unpack it, and give the folder.")
@@ -83,9 +83,10 @@ def refuse_foreign_folder(folder: Path) -> None:
     names = sorted(listed_names(folder))
     where = f"{folder} holds no weights that can be loaded"
     if _OF_DEEPSPEED in names:
+        program, here = shlex.quote(str(folder / _OF_DEEPSPEED)), shlex.quote(str(folder))
         raise CheckpointError(
             f"{where}, but the parts of a training with DeepSpeed.",
-            "DeepSpeed has them in parts: python zero_to_fp32.py . . --safe_serialization",
+            f"DeepSpeed has them in parts: python {program} {here} {here} --safe_serialization",
         )
     part = next(_parts_of_fsdp(folder, names), None)
     if part is not None:
@@ -104,7 +105,7 @@ def refuse_foreign_folder(folder: Path) -> None:
 
 
 def _in_other_format(what: str, suffix: str) -> CheckpointError:
-    named = f"{what} in {_OTHERS[suffix.lower()]}, which is not read here."
+    named = f"{what} in {_OTHERS[suffix]}, which is not read here."
     return CheckpointError(named, code="take_the_original")
 
 

@@ -195,7 +195,7 @@ def _said(error: Exception) -> str:
 
 def _in_files(name: str) -> str:
     """Return the name that a weight of peft's model has in an adapter's files."""
-    return one_line(name.removeprefix(_PREFIX).replace(".default", ""))
+    return one_line(re.sub(r"\.default(?=\.|$)", "", name.removeprefix(_PREFIX)))
 
 
 def _container_said(config: Any, module: str, error: Exception) -> str:
@@ -211,7 +211,8 @@ def _container_said(config: Any, module: str, error: Exception) -> str:
     for depth, name in enumerate(around):
         path = ".".join(around[: depth + 1])
         if any(each in (name, path) or path.endswith(f".{each}") for each in targets):
-            return f"its target_modules name {one_line(name)}, which holds layers and is none"
+            named = f"its target_modules name {one_line(name)}"
+            return f"{named}, which holds layers and is not one itself"
     return ""
 
 

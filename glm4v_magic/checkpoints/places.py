@@ -174,7 +174,7 @@ def _modelscope_roots() -> Iterator[Path]:
 
 
 def folders_beside(folder: Path) -> list[str]:
-    """Return the names of the folders that one may be meant that is not there."""
+    """Return the names of the folders beside one that is not there."""
     parent = folder.parent
     near = parent.iterdir() if is_there(parent) and parent.is_dir() else ()
     return [path.name for path in near if path.is_dir()]

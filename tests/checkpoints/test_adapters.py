@@ -753,7 +753,8 @@ BROKEN = {
     "means": (lambda a: edit(a, use_qalora=True), "means over its inputs (use_qalora)"),
     "a module that holds others": (
         lambda a: edit(a, target_modules=["query_key_value", "self_attention"]),
-        "query_key_value: its target_modules name self_attention, which holds layers and is none.",
+        "query_key_value: its target_modules name self_attention, which holds layers and is not "
+        "one itself.",
     ),
     "of a cut base": (lambda a: edit(a, kasa_config={"a": 1}), "with a cut base (kasa_config)"),
     "another kind": (lambda a: edit(a, peft_type="OFT", r=0), "of kind 'OFT', which is not merged"),

@@ -194,7 +194,8 @@ def test_folder_with_other_weights_says_what_it_holds(single):
     (single / "model.safetensors").rename(single / "consolidated.bin")
     refused(single, "holds no weights", "consolidated.bin")
     (single / "zero_to_fp32.py").write_text("")
-    refused(single, "DeepSpeed has them in parts: python zero_to_fp32.py . . --safe_serialization")
+    merge = f"python {single}/zero_to_fp32.py {single} {single} --safe_serialization"
+    refused(single, f"DeepSpeed has them in parts: {merge}")
 
 
 def test_what_git_lfs_left_in_place_of_the_config(single):

@@ -102,6 +102,11 @@ def write_gguf(folder, name):
     return folder / name
 
 
+def write(path):
+    path.write_bytes(bytes(400))
+    return path
+
+
 @pytest.mark.parametrize(
     ("made", "name", "what", "way"),
     [
@@ -111,6 +116,7 @@ def write_gguf(folder, name):
         (pack_tar, "it.tar", " is an archive.", "Unpack it, and give the folder."),
         (pack_tar, "it.tar.gz", " is an archive.", "Unpack it, and give the folder."),
         (lambda at, name: at / name, "model.safetensors", " is a file of weights.", FOLDER),
+        (lambda at, name: write(at / name), "Old.PT", " is a file of weights.", FOLDER),
     ],
 )
 def test_a_file_instead_of_a_folder(folder, made, name, what, way):

@@ -519,7 +519,7 @@ NOT_HERE = {
         "Unpack the image.",
         "Install pillow-avif-plugin and import pillow_avif.",
     ), OF_IMAGES),
-    "DeepSpeed has them in parts: python zero_to_fp32.py . . --safe_serialization":
+    "DeepSpeed has them in parts: python {} {} {} --safe_serialization":
         "the program comes with DeepSpeed",
     "Is glm4v_magic installed there, in the same version?": "needs another machine",
     "Is there something wrong with this request, or too little memory?":

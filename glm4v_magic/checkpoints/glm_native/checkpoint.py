@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["NativeCheckpoint"]
 
 _UNQUANTIZED = ("lm_head", "model.visual")
-_FREQUENCIES = ".inv_freq"  # which each model computes
-_BUFFERS = re.compile(r"\.(inv_freq|e_score_correction_bias)$")  # in files, but no weights
+_FREQUENCIES = ".inv_freq"  # in some files; each model computes them itself
+_BUFFERS = (_FREQUENCIES, ".e_score_correction_bias")  # in files, but no weights
 _HERE = "glm4v_magic.checkpoints.glm_native"
 _MODULES = (
     f"{_HERE}.processing",
@@ -106,7 +106,7 @@ class NativeCheckpoint:
         counted = {
             weight: info
             for weight, info in self.tensors.items()
-            if not _BUFFERS.search(weight) and not weight.endswith(SCALE)
+            if not weight.endswith((*_BUFFERS, SCALE))
         }
         if self._stored is None:
             found: int | None = sum(math.prod(info.shape) for info in counted.values())
@@ -274,7 +274,7 @@ class NativeCheckpoint:
         stay = FLOAT32_MODULES if self._family.is_recurrent else ()
         found = {}
         for name in self._stored.full(self.tensors):
-            if not _BUFFERS.search(name):
+            if not name.endswith(_BUFFERS):
                 own = _renamed(name, transforms) if stay else name
                 found[name] = torch.float32 if any(each in own for each in stay) else dtype
         return found
