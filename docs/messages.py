@@ -11,6 +11,7 @@ import html
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -38,6 +39,9 @@ PACKAGE = Path(__file__).parent.parent / "glm4v_magic"
 
 OPEN = "…"
 """What stands for a part of a message that changes."""
+
+OR = "Or:"
+"""What stands between what to do next in one case and in another."""
 
 
 @dataclass(frozen=True, order=True)
@@ -96,13 +100,13 @@ def messages() -> Iterator[Message]:
     """Yield the messages of all errors that are made with a text of their own."""
     names = set(errors.__all__)
     for file in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(_tree(file)):
             if not isinstance(node, ast.Call) or not node.args:
                 continue
             name = getattr(node.func, "id", getattr(node.func, "attr", ""))
             what = _text(node.args[0])
             if name in names and name.endswith("Error") and _says_something(what):
-                yield Message(name, what, _hint(node))
+                yield Message(name, what, _hint(node, file))
 
 
 def examples() -> Iterator[Message]:
@@ -112,11 +116,11 @@ def examples() -> Iterator[Message]:
             yield Message(file.stem, re.sub(rf"^(UsageError|{file.stem}): ", "", said), "")
 
 
-def _hint(call: ast.Call) -> str:
-    said = [_text(each) for each in call.args[1:2]]
+def _hint(call: ast.Call, file: Path) -> str:
+    said = [_advice(each, file) for each in call.args[1:2]]
     for keyword in call.keywords:
         if keyword.arg == "hint":
-            said.append(_text(keyword.value))
+            said.append(_advice(keyword.value, file))
         if keyword.arg == "code":
             said.append(_of_code(_text(keyword.value)))
     return " ".join(each for each in said if _says_something(each))
@@ -129,10 +133,54 @@ def _of_code(code: str) -> str:
     return _SPACES.sub(" ", worded(remark(code, **values), CELL))
 
 
+def _advice(node: ast.expr, file: Path) -> str:
+    """Return what a hint may say: a text, a constant, or what a function returns, here or imported.
+
+    Several are joined by a word.
+    """
+    if isinstance(node, ast.BoolOp):
+        parts = list(node.values)
+    elif isinstance(node, ast.IfExp):
+        parts = [node.body, node.orelse]
+    elif isinstance(node, ast.Name | ast.Call):
+        name = getattr(node, "id", "") or getattr(getattr(node, "func", None), "id", "")
+        parts, file = _defined(name, file)
+    else:
+        return _text(node)
+    texts = [_advice(each, file) for each in parts]
+    return f" {OR} ".join(dict.fromkeys(each for each in texts if _says_something(each))) or OPEN
+
+
+def _defined(name: str, file: Path) -> tuple[list[ast.expr], Path]:
+    """Return what a name of a module may be, or what its function returns, and where that is."""
+    for node in _tree(file).body:
+        if isinstance(node, ast.Assign) and name in [getattr(t, "id", "") for t in node.targets]:
+            return [node.value], file
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            inner = (each for each in ast.walk(node) if isinstance(each, ast.Return))
+            return [each.value for each in inner if each.value is not None], file
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("glm4v_magic."):
+            for each in node.names:
+                if (each.asname or each.name) == name:
+                    place = PACKAGE.joinpath(*str(node.module).split(".")[1:])
+                    there = place.with_suffix(".py")
+                    there = there if there.exists() else place / "__init__.py"
+                    return _defined(each.name, there) if there != file else ([], file)
+    return [], file
+
+
+@cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
 class _Unknown:
     """A value that is known at run time only, in whatever form a template has it."""
 
     def __format__(self, _: str) -> str:
+        return OPEN
+
+    def __repr__(self) -> str:
         return OPEN
 
 

@@ -34,6 +34,8 @@ from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.wording import printable
 from glm4v_magic.images import to_image
+from glm4v_magic.images.crop import parse_crop
+from glm4v_magic.mapping.items import items_of
 from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, options_in, parse, split
 from glm4v_magic.notebook.commands import COMMANDS
@@ -258,6 +260,13 @@ def test_a_message_is_found_on_the_page_of_messages():
         (lambda: parse_gpus("24GiB@fast"), "bandwidth", "24GiB@936GB/s"),
         (lambda: architecture("glm-5v"), "", ""),
         (lambda: to_image(str(NOTEBOOKS), source="notebooks"), "folder", "--over"),
+        (lambda: parse_gpus(""), "is empty", '"24+16+12GiB"'),  # a constant
+        (lambda: parse_crop("1"), "four numbers", "x,y,width,height"),  # of a function
+        (
+            lambda: items_of([{"a": 1}], "rows", column="b"),
+            "no column",
+            "There are …. Or: It has none at all;",
+        ),
     ):
         with pytest.raises(errors.Glm4vError) as caught:
             make()
@@ -265,6 +274,10 @@ def test_a_message_is_found_on_the_page_of_messages():
         entries = [each for regex, each in found if regex.match(" ".join(said.split()))]
         assert any(f">{each.what}</h3>" in page for each in entries), said
         assert any(words in each.what and hint in each.hint for each in entries), said
+
+
+def test_no_message_shows_what_stands_for_a_value():
+    assert "object at 0x" not in MESSAGES["page"]()
 
 
 def test_a_message_in_the_code_is_on_the_page():
