@@ -56,8 +56,9 @@ def lettered(names: Iterable[str], size: int) -> list[tuple[str, Font]]:
         size: size of the font in pixels.
     """
     found, lacking = [], dict[str, None]()
+    absent = set[str]()
     for name in names:
-        font = min(_fonts(size, name), key=lambda each: len(_lacking(each, name)))
+        font = min(_fonts(size, name, absent), key=lambda each: len(_lacking(each, name)))
         without = _lacking(font, name)
         lacking |= dict.fromkeys(without)
         shown = "".join(ascii(each)[1:-1] if each in without else each for each in name)
@@ -73,26 +74,28 @@ def lettered(names: Iterable[str], size: int) -> list[tuple[str, Font]]:
     return found
 
 
-def _fonts(size: int, name: str) -> Iterator[Font]:
-    """Yield fonts until one has all glyphs of a name."""
+def _fonts(size: int, name: str, absent: set[str]) -> Iterator[Font]:
+    """Yield fonts until one has all glyphs of a name; files that are not there are added."""
     own = ImageFont.load_default(size)
     yield own
     if not _lacking(own, name):
         return
     for file in _FILES:
-        font = _of_system(file, size)
-        if font is not None:
-            yield font
-            if not _lacking(font, name):
-                return
+        if file in absent:
+            continue
+        try:
+            font = _of_system(file, size)
+        except (OSError, ImportError):  # Pillow may have been built without FreeType
+            absent.add(file)  # for now: it may be installed later
+            continue
+        yield font
+        if not _lacking(font, name):
+            return
 
 
 @lru_cache(maxsize=64)
-def _of_system(file: str, size: int) -> ImageFont.FreeTypeFont | None:
-    try:
-        return ImageFont.truetype(file, size)
-    except (OSError, ImportError):  # Pillow may have been built without FreeType
-        return None
+def _of_system(file: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, size)
 
 
 def _lacking(font: Font, name: str) -> list[str]:
