@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -488,7 +489,7 @@ class Machine:
 
         if operator._schema.is_mutable:
             self._follow_contents(wrapped.values())
-        if operator._schema.name.endswith("_") and isinstance(result, torch.Tensor):
+        if _returns_its_first(operator) and isinstance(result, torch.Tensor):
             return in_place
 
         def placed(out: torch.Tensor) -> torch.Tensor:
@@ -646,6 +647,17 @@ def _called(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         factors = (each.to(torch.bfloat16) for each in args[:2])
         return operator(*factors, *args[2:], **kwargs).to(args[0].dtype)
     return operator(*args, **kwargs)
+
+
+@cache
+def _returns_its_first(operator: Any) -> bool:
+    """Tell whether an operator writes into its first argument and returns it.
+
+    The names of those that do end in an underscore; that of ``a << b`` does, too.
+    """
+    arguments, returns = operator._schema.arguments, operator._schema.returns
+    aliases = [each[0].alias_info for each in (arguments, returns) if each]
+    return len(aliases) == 2 and all(each is not None and each.is_write for each in aliases)
 
 
 def _is_larger(args: tuple[Any, ...], device: torch.device) -> bool:

@@ -5,6 +5,7 @@ By day a few samples of some operators are taken; ``make nightly`` takes all.
 
 from __future__ import annotations
 
+import operator as of_python
 import random
 import sys
 from collections import Counter, defaultdict
@@ -180,3 +181,38 @@ def test_each_operator_is_in_one_group() -> None:
     assert len(names) == len(set(names))
     assert set(names) <= {operator.name for operator in operators()}
     assert NOT_EQUAL.keys() <= {operator.name for operator in operators()}
+
+
+SIGNS = (
+    "lshift", "rshift", "and_", "or_", "xor", "add", "sub", "mul", "floordiv", "mod", "pow", "lt",
+    "eq",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("other", ["a number", "a tensor"])
+@pytest.mark.parametrize("sign", SIGNS)
+def test_signs_of_python_make_a_new_tensor(sign, other):
+    """That of ``a << b`` has a name as an operator that writes into its first argument."""
+    apply = getattr(of_python, sign)
+    values, more = torch.tensor([1, 2, 3]), 1 if other == "a number" else torch.tensor([2, 1, 1])
+    expected = apply(values, more)
+    with VirtualGPUs("1x1GiB"):
+        given, beside = values.to("cuda:0"), more if other == "a number" else more.to("cuda:0")
+        before = torch.cuda.memory_allocated(0)
+        found = apply(given, beside)
+        assert found is not given
+        assert torch.cuda.memory_allocated(0) > before
+        assert found.tolist() == expected.tolist()
+        assert given.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("sign", ["ilshift", "irshift", "iand", "ior", "ixor", "iadd", "imul"])
+def test_signs_of_python_that_write_into_a_tensor_return_it(sign):
+    apply, values = getattr(of_python, sign), torch.tensor([1, 2, 3])
+    expected = apply(values.clone(), 1)
+    with VirtualGPUs("1x1GiB"):
+        given = values.to("cuda:0")
+        before = torch.cuda.memory_allocated(0)
+        assert apply(given, 1) is given
+        assert torch.cuda.memory_allocated(0) == before
+        assert given.tolist() == expected.tolist()
