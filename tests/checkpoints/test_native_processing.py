@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 import tiny_native
 import torch
@@ -18,6 +19,7 @@ from glm4v_magic.core.conversation import Conversation, Message
 from glm4v_magic.core.errors import CheckpointError, ConversationError, OptionError
 from glm4v_magic.core.image import SeenImage
 from glm4v_magic.doctor import gather
+from glm4v_magic.images.video import to_video
 
 A, B, C = (tiny_native.image(*size) for size in ((300, 200, 0), (90, 260, 1), (5, 7, 2)))
 
@@ -305,11 +307,20 @@ def test_processors_that_were_saved_together(native, tmp_path, kind):
 def test_videos_are_limited_by_what_was_saved_together(native, tmp_path):
     source = native("glm46v")
     folder = saved_by_transformers_5(source, tmp_path / "c", video=123456)
-    assert resolve(folder).processor()._patches._video.longest_edge == 123456
+    asked = talk(Message("user", "What?", videos=(to_video(np.zeros((4, 400, 400, 3)), "v"),)))
+
+    def length(of):
+        return len(resolve(of).processor().encode(asked).ids)
+
+    limited = length(folder)
+    assert limited < length(source)
     (folder / "video_preprocessor_config.json").write_text(
         json.dumps({"size": {"shortest_edge": 1, "longest_edge": 9}})
     )
-    assert resolve(folder).processor()._patches._video.longest_edge == 123456
+    assert length(folder) == limited
+    (folder / "processor_config.json").unlink()
+    shutil.copy(source / "preprocessor_config.json", folder)
+    assert length(folder) != limited  # by the file that was not read before
 
 
 @pytest.mark.parametrize("how", ["chat_template.json", "a list", "a list without a default"])
