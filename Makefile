@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo lab test test-fast test-oldest test-oldest-few test-gpu nightly nightly-images nightly-patch nightly-servers bench bench-full bench-gpu lint lint-style lint-types lint-rooms tables docs dist eval-demo eval-native-demo clean
+.PHONY: demo lab test test-fast test-oldest test-oldest-few test-gpu nightly nightly-deepspeed nightly-formats nightly-images nightly-patch nightly-servers bench bench-full bench-gpu lint lint-style lint-types lint-rooms tables docs dist eval-demo eval-native-demo clean
 
 demo: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py notebooks/01_quickstart.ipynb
@@ -79,6 +79,15 @@ build/pillow:
 	tar -xzf build/download/pillow-*.tar.gz -C build/download
 	mv build/download/pillow-*/ build/pillow
 
+# Files that Pillow does not read, with the packages that a message names for them, in an environment
+# of its own.
+nightly-formats:
+	$(PYTHON) -m venv build/formats
+	build/formats/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[test]' cairosvg cfgrib h5py OpenEXR \
+		opencv-python-headless pillow-heif pillow-jxl-plugin pydicom xarray
+	build/formats/bin/python -m pytest -m nightly tests/images/test_formats_followed.py
+
 # The patch of published code with the transformers that runs it, in an environment of its own.
 nightly-patch:
 	$(PYTHON) -m venv build/transformers-4
@@ -88,6 +97,15 @@ nightly-patch:
 	build/transformers-4/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --no-deps . libcst
 	build/transformers-4/bin/python tests/remote_code/with_transformers_4.py
+
+# Parts of weights as DeepSpeed writes them, merged by the program that it leaves beside them, in an
+# environment of its own. None of its operators is built: they are for GPUs.
+nightly-deepspeed: $(INSTALLED)
+	$(PYTHON) -m venv build/deepspeed
+	DS_BUILD_OPS=0 build/deepspeed/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt torch safetensors huggingface_hub deepspeed==0.19.8
+	GLM4V_DEEPSPEED=$(CURDIR)/build/deepspeed/bin/python \
+		$(BIN)/python -m pytest -m nightly tests/checkpoints/test_deepspeed.py
 
 # Other people's servers, for real. LiteLLM's packages exclude some of ours (boto3 wants an older
 # python-dateutil), and llama-cpp-python is compiled, which takes minutes and a C++ compiler: both

@@ -82,18 +82,19 @@ def refuse_foreign_folder(folder: Path) -> None:
     """
     names = sorted(listed_names(folder))
     where = f"{folder} holds no weights that can be loaded"
+    rest = "" if "config.json" in names else (
+        " Then put config.json and the tokenizer beside them, from the model that was trained."
+    )  # fmt: skip
+    here = shlex.quote(str(folder))
     if _OF_DEEPSPEED in names:
-        program, here = shlex.quote(str(folder / _OF_DEEPSPEED)), shlex.quote(str(folder))
         raise CheckpointError(
             f"{where}, but the parts of a training with DeepSpeed.",
-            f"DeepSpeed has them in parts: python {program} {here} {here} --safe_serialization",
+            f"DeepSpeed has them in parts: cd {here} && python {_OF_DEEPSPEED} . . "
+            f"--safe_serialization{rest}",
         )
     part = next(_parts_of_fsdp(folder, names), None)
     if part is not None:
-        merge = f"accelerate merge-weights {shlex.quote(str(part))} {shlex.quote(str(folder))}"
-        rest = "" if "config.json" in names else (
-            " Then put config.json and the tokenizer beside them, from the model that was trained."
-        )  # fmt: skip
+        merge = f"accelerate merge-weights {shlex.quote(str(part))} {here}"
         raise CheckpointError(
             f"{where}, but the parts of a training with FSDP, in {one_line(part.name)}.",
             f"FSDP has them in parts: {merge}{rest}",

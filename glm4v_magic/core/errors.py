@@ -400,13 +400,14 @@ def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3, cutoff: f
 _STEM = 3  # characters, from which on a name may be the beginning of the one that was meant
 _LONGEST_WORD = 260  # characters: a path is shown in full where a file system takes it
 _LONGEST_TEXT = 480
+_LONGEST_STEP = 700  # a command with two paths is of no use without its middle
 
 
 def _shortened(what: str, hint: str) -> tuple[str, str]:
     """Shorten what a user pasted, so that a message stays one that is read."""
     what, hint = (_LONG_WORD.sub(_ends, text) for text in (what, hint))
     what = _cut(what, max(_LONGEST_TEXT - len(hint), _LONGEST_TEXT // 2))
-    return what, _cut(hint, _LONGEST_TEXT - len(what))
+    return what, _cut(hint, _LONGEST_STEP)
 
 
 _LONG_WORD = re.compile(rf"\S{{{_LONGEST_WORD},}}")

@@ -126,12 +126,14 @@ _OTHER_SIGNATURES = (
     (
         re.compile(rb"v/1\x01"),
         "an OpenEXR image",
-        "Read it with imageio, and scale its values to 0 to 1. pip install imageio",
+        'Read it with OpenEXR, and scale its values to 0 to 1: OpenEXR.File(path).channels()["RGB"]'
+        ".pixels. pip install OpenEXR",
     ),
     (
         re.compile(rb"#\?(RADIANCE|RGBE)"),
         "a Radiance HDR image",
-        "Read it with imageio, and scale its values to 0 to 1. pip install imageio",
+        "Read it with OpenCV, and scale its values to 0 to 1: "
+        "cv2.imread(path, cv2.IMREAD_UNCHANGED)[..., ::-1]. pip install opencv-python-headless",
     ),
     (re.compile(rb"\x93NUMPY"), "an array of NumPy", "Load it: numpy.load(path)."),
     (re.compile(rb"\x89HDF"), "an HDF5 file", "Read the image with h5py. pip install h5py"),
@@ -145,7 +147,7 @@ _OTHER_SIGNATURES = (
         _PNG_FIRST,
     ),
     (re.compile(rb"GRIB|BUFR"), "a file of weather data",
-     "Read it with xarray and cfgrib, and give the array."),
+     "Read it with xarray and cfgrib, and give one of its arrays. pip install xarray cfgrib"),
     (
         re.compile(rb"version https://git-lfs"),
         "a Git LFS pointer, not the image itself",

@@ -576,7 +576,10 @@ def _status_of(error: Glm4vError) -> HTTPStatus:
 
 async def _own_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, Glm4vError)
-    response = _error(_status_of(error), in_http(error))
+    status = _status_of(error)
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.error("A request failed.", exc_info=error)
+    response = _error(status, in_http(error))
     if isinstance(error, BusyError):
         response.headers["Retry-After"] = "1"
     return response
@@ -599,4 +602,5 @@ async def _client_left(_: Request, __: Exception) -> Response:
 
 
 async def _other_error(_: Request, error: Exception) -> Response:
+    _log.error("A request failed.", exc_info=error)
     return _error(HTTPStatus.INTERNAL_SERVER_ERROR, reason(error))

@@ -194,7 +194,7 @@ def test_folder_with_other_weights_says_what_it_holds(single):
     (single / "model.safetensors").rename(single / "consolidated.bin")
     refused(single, "holds no weights", "consolidated.bin")
     (single / "zero_to_fp32.py").write_text("")
-    merge = f"python {single}/zero_to_fp32.py {single} {single} --safe_serialization"
+    merge = f"cd {single} && python zero_to_fp32.py . . --safe_serialization"
     refused(single, f"DeepSpeed has them in parts: {merge}")
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import golden
 import pytest
@@ -22,6 +25,7 @@ from glm4v_magic.checkpoints.contents import read_contents
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.remarks import PYTHON, worded
 from glm4v_magic.doctor import diagnose, gather
+from glm4v_magic.session.session import Session
 
 ORIGINAL = "Take the original checkpoint; quantize="
 FOLDER = "Give the folder that the checkpoint is in."
@@ -156,6 +160,54 @@ def test_the_parts_of_fsdp_are_merged_as_it_is_said(folder, monkeypatch, at, has
     merged = load_file(folder / "model.safetensors")
     assert all(torch.equal(merged[name], each) for name, each in tensors.items())
     assert resolve(folder).tensors.keys() == tensors.keys()
+
+
+MERGES = """
+import argparse, pathlib, torch
+from safetensors.torch import save_file
+parser = argparse.ArgumentParser()
+parser.add_argument("checkpoint_dir", type=pathlib.Path)
+parser.add_argument("output_dir", type=pathlib.Path)
+parser.add_argument("--safe_serialization", action="store_true")
+given = parser.parse_args()
+assert given.safe_serialization
+step = given.checkpoint_dir / (given.checkpoint_dir / "latest").read_text()
+weights = torch.load(step / "mp_rank_00_model_states.pt")
+save_file({name: each.float() for name, each in weights.items()},
+          given.output_dir / "model.safetensors", metadata={"format": "pt"})
+"""
+"""What the program that DeepSpeed leaves beside its parts does; see `test_deepspeed`."""
+
+
+@pytest.mark.parametrize("has_config", [True, False])
+@pytest.mark.parametrize("name", ["c", "a user's run", "long" * 15])
+def test_the_parts_of_deepspeed_are_merged_as_it_is_said(
+    folder, tmp_path, monkeypatch, name, has_config
+):
+    folder = folder.rename(tmp_path / name)
+    tensors = unload(folder)
+    part = folder / "global_step500/mp_rank_00_model_states.pt"
+    part.parent.mkdir()
+    torch.save(tensors, part)
+    (folder / "latest").write_text(part.parent.name)
+    (folder / "zero_to_fp32.py").write_text(MERGES)
+    if not has_config:
+        (folder / "config.json").unlink()
+    said = said_of(folder)
+    assert "holds no weights that can be loaded, but the parts of a training with DeepSpeed" in said
+    command, _, rest = said.partition("DeepSpeed has them in parts: ")[2].partition(" Then put ")
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    subprocess.run(command, shell=True, check=True)
+    assert bool(rest) != has_config
+    if rest:
+        assert rest.startswith("config.json and the tokenizer beside them")
+        shutil.copy(golden.CHECKPOINT / "config.json", folder)
+    assert part.exists()
+    session = Session().load(folder)
+    question = {"temperature": 0, "max_tokens": 4}
+    answer = session.ask("What?", **question).text
+    assert answer == session.load(golden.CHECKPOINT).ask("What?", **question).text
+    session.unload()
 
 
 def of_mlx(native, folder, keys, words=True):

@@ -50,8 +50,8 @@ PACKAGE = Path(glm4v_magic.__file__).parent
 ROOT = Path(__file__).parents[2]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8").replace("-", "_")
 OF_OTHERS = {
-    "{}", "astropy", "cairosvg", "h5py", "imageio", "kaleido", "pydicom", "rawpy", "tifffile",
-    "vl_convert_python",
+    "{}", "astropy", "cairosvg", "h5py", "kaleido", "opencv_python_headless", "OpenEXR", "pydicom",
+    "rawpy", "tifffile", "vl_convert_python",
 }  # fmt: skip
 """Names that are known at run time only, or of no package that is used here."""
 IN_FOLDERS = "Give one of them."
@@ -420,6 +420,8 @@ IN_OTHER_TESTS = {
         "mapping/test_row_file.py::test_each_row_is_in_the_file",
     "Are they as they were trained?":
         "engines/test_not_finite.py::test_weights_as_they_were_trained_compute_finite_numbers",
+    "DeepSpeed has them in parts: cd {} && python zero_to_fp32.py . . --safe_serialization{}":
+        "checkpoints/test_foreign.py::test_the_parts_of_deepspeed_are_merged_as_it_is_said",
     "Download it where there is a network and give its folder, or start Python with HF_HOME set to "
     "the folder that its cache (hub) is in.":
         "checkpoints/test_hub.py::"
@@ -457,6 +459,36 @@ IN_OTHER_TESTS = {
         "checkpoints/test_adapters.py::test_other_engines_take_no_adapter_for_a_model",
     "Take the original checkpoint in bfloat16, quantised as it is loaded if need be.":
         "checkpoints/test_files_put_right.py::test_the_checkpoint_in_bfloat16_is_quantised",
+    "Is glm4v_magic installed there, in the same version?":
+        "engines/test_replicas_followed.py::test_a_machine_without_the_package_gets_it",
+    "Is there something wrong with this request, or too little memory?":
+        "engines/test_replicas_followed.py::"
+        "test_a_question_that_ends_processes_is_left_or_given_memory",
+    "Its log may tell more.":
+        "server/test_command.py::"
+        "test_the_log_tells_the_cause_of_an_error_and_without_it_answers_come",
+    "Use PyTorch for Linux or macOS, or a CUDA build on a computer without a GPU.":
+        "virtual_gpus/test_virtual_gpus_context.py::"
+        "test_a_build_of_pytorch_that_is_named_has_virtual_gpus",
+    **dict.fromkeys((
+        "Export it as a PNG first.",
+        "Fetch it with git lfs pull.",
+        "Give the address of the image itself.",
+        "Load it: numpy.load(path).",
+        "Unpack the image.",
+    ), "images/test_formats_followed.py::test_what_is_no_image_is_made_one"),
+    **dict.fromkeys((
+        "Read it with OpenCV, and scale its values to 0 to 1: "
+        "cv2.imread(path, cv2.IMREAD_UNCHANGED)[..., ::-1]. pip install opencv-python-headless",
+        'Read it with OpenEXR, and scale its values to 0 to 1: '
+        'OpenEXR.File(path).channels()["RGB"].pixels. pip install OpenEXR',
+        "Read it with pydicom: pydicom.dcmread(path).pixel_array is an array. pip install pydicom",
+        "Read it with xarray and cfgrib, and give one of its arrays. pip install xarray cfgrib",
+        "Read the image with h5py. pip install h5py",
+        "Save it as JPEG, or install pillow-heif and call pillow_heif.register_heif_opener().",
+        "Save it as PNG, or install pillow-jxl-plugin and import pillow_jxl.",
+        "Save it as a PNG first, or draw it with cairosvg.svg2png. pip install cairosvg",
+    ), "images/test_formats_followed.py::test_a_package_that_is_named_reads_it"),
     "Merge it with peft where it was trained (merge_and_unload), and save the result.":
         "checkpoints/test_adapters.py::test_adapters_that_peft_alone_merges_are_merged_there",
     "Merge them one after the other with peft (merge_and_unload).":
@@ -500,33 +532,12 @@ IN_OTHER_TESTS = {
 }  # fmt: skip
 """Sentences that are followed where everything for it is at hand, and the test that does."""
 
-OF_IMAGES = "needs a package for images of one kind"
 NOT_HERE = {
-    **dict.fromkeys((
-        "Develop it: rawpy.imread(path).postprocess() gives an array. pip install rawpy",
-        "Export it as a PNG first.",
-        "Fetch it with git lfs pull.",
-        "Give the address of the image itself.",
-        "Load it: numpy.load(path).",
-        "Read it with astropy: astropy.io.fits.getdata(path). pip install astropy",
-        "Read it with imageio, and scale its values to 0 to 1. pip install imageio",
-        "Read it with pydicom: pydicom.dcmread(path).pixel_array is an array. pip install pydicom",
-        "Read it with xarray and cfgrib, and give the array.",
-        "Read the image with h5py. pip install h5py",
-        "Save it as JPEG, or install pillow-heif and call pillow_heif.register_heif_opener().",
-        "Save it as PNG, or install pillow-jxl-plugin and import pillow_jxl.",
-        "Save it as a PNG first, or draw it with cairosvg.svg2png. pip install cairosvg",
-        "Unpack the image.",
-        "Install pillow-avif-plugin and import pillow_avif.",
-    ), OF_IMAGES),
-    "DeepSpeed has them in parts: python {} {} {} --safe_serialization":
-        "the program comes with DeepSpeed",
-    "Is glm4v_magic installed there, in the same version?": "needs another machine",
-    "Is there something wrong with this request, or too little memory?":
-        "asks for what ended a process of Ray three times",
-    "Its log may tell more.": "the log of a server of others",
-    "Use PyTorch for Linux or macOS, or a CUDA build on a computer without a GPU.":
-        "needs another build of PyTorch",
+    "Read it with astropy: astropy.io.fits.getdata(path). pip install astropy":
+        "Pillow reads, or names otherwise, all that were tried",
+    "Develop it: rawpy.imread(path).postprocess() gives an array. pip install rawpy":
+        "needs a file of a camera",
+    "Install pillow-avif-plugin and import pillow_avif.": "every Pillow that is allowed reads it",
 }  # fmt: skip
 """Sentences that cannot be followed where tests run, and why."""
 

@@ -225,6 +225,30 @@ class Process:
         self.process.stdout.close()
 
 
+CUT = """
+import importlib.abc, os, sys
+
+class Cut(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, *_):
+        if name == "glm4v_magic.server.app":
+            sys.meta_path.remove(self)
+            from glm4v_magic.engines.local import LocalEngine
+            stream = LocalEngine.stream
+
+            def over_a_cable(*given, **options):
+                try:
+                    open(os.environ["CABLE"]).close()
+                except OSError as error:
+                    raise RuntimeError("No answer") from error
+                return stream(*given, **options)
+
+            LocalEngine.stream = over_a_cable
+
+sys.meta_path.insert(0, Cut())
+"""
+"""Ends each answer with an error, as long as a file is not there."""
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     with Process(tmp_path_factory.mktemp("demo") / "log") as process:
@@ -343,6 +367,23 @@ class TestProcess:
             log = process.log
         assert len(re.findall("num_beams=4, which is left out", log)) == 1
         assert len(re.findall("eos_token_id='x', which is left out", log)) == 1
+
+    def test_the_log_tells_the_cause_of_an_error_and_without_it_answers_come(self, tmp_path):
+        cable, sites = tmp_path / "cable", tmp_path / "sites"
+        sites.mkdir()
+        (sites / "sitecustomize.py").write_text(CUT)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(sites), prepend=os.pathsep)
+            patch.setenv("CABLE", str(cable))
+            server = Process(tmp_path / "log")
+        with server:
+            session = Session().load(server.address)
+            with pytest.raises(EngineError, match=r"No answer\. Its log may tell more\.") as caught:
+                session.ask("What?", temperature=0, max_tokens=4)
+            assert str(cable) not in str(caught.value)
+            assert re.search(f"FileNotFoundError: .*: '{cable}'", server.log)
+            cable.write_text("")
+            assert session.ask("What?", temperature=0, max_tokens=4).usage.new_tokens
 
     def test_it_does_not_load_what_a_notebook_needs(self, tmp_path):
         with Process(tmp_path / "log", "-X", "importtime") as process:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from torch import nn
 from glm4v_magic.core.errors import GPUDescriptionError, OptionError, PlacementError
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.virtual_gpus import VirtualGPUs, VirtualTensor
+from glm4v_magic.virtual_gpus.guard import install_noop_cuda_guard
 
 GIB = 2**30
 
@@ -232,6 +234,35 @@ def test_a_build_that_cannot_have_virtual_gpus(
     monkeypatch.undo()
     with VirtualGPUs("2x1GiB"):
         pass
+
+
+@pytest.mark.parametrize("way", ["libc10.so", "libc10.dylib", "a CUDA build without a GPU"])
+def test_a_build_of_pytorch_that_is_named_has_virtual_gpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str
+) -> None:
+    """Builds are stood in for by the library that each brings, or by its guard."""
+    if torch.version.cuda is not None:
+        pytest.skip("this build has a guard of its own")
+    here = Path(torch.__file__).parent / "lib"
+    (library,) = (here / name for name in ("libc10.so", "libc10.dylib") if (here / name).exists())
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))  # as on Windows
+    said = "Use PyTorch for Linux or macOS, or a CUDA build on a computer without a GPU."
+    with pytest.raises(PlacementError, match=re.escape(said)):
+        VirtualGPUs("2x1GiB").__enter__()
+    if way.startswith("libc10"):
+        (tmp_path / "lib").mkdir()
+        (tmp_path / "lib" / way).symlink_to(library)
+    else:
+        monkeypatch.setattr(torch.version, "cuda", "12.6")
+        guard = SimpleNamespace(restore=None)
+
+        def bring() -> None:
+            monkeypatch.setattr(torch, "__file__", str(here.parent / "__init__.py"))
+            guard.restore = install_noop_cuda_guard()
+
+        monkeypatch.setattr(torch._C, "_ensureCUDADeviceGuardSet", bring, raising=False)
+    with VirtualGPUs("2x1GiB"):
+        assert (torch.ones(2, device="cuda:1") * 2).sum() == 4
 
 
 @pytest.mark.parametrize("gpus", ["cpu", [], [0], [-1], [True], ["a"], 4, None, [GIB] * 129])

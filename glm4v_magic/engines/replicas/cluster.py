@@ -406,8 +406,10 @@ def _gpus_of(node: str, name: str) -> tuple[GPU, ...]:
     try:
         gpus: tuple[GPU, ...] = ray.get(task.remote(), timeout=_SECONDS_TO_ASK)
     except ray.exceptions.RayError as error:
+        # That of a task is a traceback of the machine, in colours; the cause is its last line.
+        why = (str(error).strip().splitlines() or [""])[-1].strip().removesuffix(".")
         raise EngineError(
-            f"{name} does not tell its GPUs: {reason(error)}.",
+            f"{name} does not tell its GPUs: {why or reason(error)}.",
             "Is glm4v_magic installed there, in the same version?",
         ) from None
     return gpus
