@@ -65,7 +65,8 @@ class Stored:
         config: their ``quantization_config``, as transformers takes it.
         packed: matrices that stay quantised, by their names in the files.
         restored: module of the files -> bytes that are alive while its matrix is restored as it is
-            loaded, beside the result in half precision.
+            loaded, beside the result in half precision; of GPTQ and AWQ beside the matrix, while it
+            is arranged for a kernel.
     """
 
     scheme: str
@@ -218,7 +219,9 @@ def read_stored(contents: Contents, where: str, *, is_cut: bool = False) -> Stor
             raise refused(where, scheme)
         config = for_transformers(given, matrices, tensors)
         needs = ("gptqmodel", "optimum") if method == "gptq" else ("gptqmodel",)
-        return Stored(scheme, "4bit", needs, " ".join(needs), config, matrices)
+        # Marlin makes another matrix of the same size (gptqmodel, nn_modules/qlinear/marlin.py).
+        copies = {each.module: each.nbytes for each in matrices}
+        return Stored(scheme, "4bit", needs, " ".join(needs), config, matrices, copies)
     if method == "compressed-tensors":
         if outline.scheme.config_groups is None:
             raise refused(where, scheme)

@@ -161,7 +161,8 @@ class UnitShape:
         joined_values: values of the largest weight that is joined of several in the files, as the
             experts of a layer are.
         restoring_bytes: bytes that are alive beside a matrix in half precision while it is restored
-            on its device from what the files hold, of the largest one that is.
+            on its device from what the files hold, of the largest one that is; or beside one that
+            stays quantised, while it is arranged for a kernel.
         row_length: weights that are looked up for a token, of a table of embeddings.
         rotary_bytes: bytes per token at the peak of making the rotary tables, beside the mask.
         pair_products: products per pair of tokens of a row or image, in the attention.

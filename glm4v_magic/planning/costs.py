@@ -27,7 +27,8 @@ arrival
     Counted in transformers' ``core_model_loading.py`` and bitsandbytes' ``nn/modules.py``: beside
     all weights, which several threads may have brought, there are for one of them the two halves
     that it is joined of, or what it was before it was quantised or restored. Layers are quantised
-    one by one instead, and before the vision tower is loaded. See `arriving_bytes`.
+    one by one instead, and before the vision tower is loaded. See `arriving_bytes`. Matrices of
+    GPTQ and AWQ are arranged for their kernel when all weights are there: another one beside each.
 overhead
     Every process that uses a GPU pays for a CUDA context; see `core.overhead`.
 

@@ -23,11 +23,13 @@ from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import CheckpointError, DeviceMapError, OptionError
 from glm4v_magic.core.events import Finished
 from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.doctor import gather
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.engines import local
+from glm4v_magic.planning.costs import price
 from glm4v_magic.planning.decision import decide, make_plan
 from glm4v_magic.session.session import Session
 
@@ -69,6 +71,27 @@ def test_priced_by_the_bytes_in_their_files(saved, method):
         decide(known, PlacementOptions(), parse_gpus("1x1GiB"), away, loads=False)
     with pytest.raises(OptionError, match="published quantised by"):
         decide(known, PlacementOptions(quantize="4bit"), parse_gpus("1x1GiB"))
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_a_second_matrix_is_priced_while_they_are_arranged_for_their_kernel(saved, method):
+    known, weights = (
+        architecture(saved[method][0]),
+        load_file(saved[method][0] / "model.safetensors"),
+    )
+    sizes = {}
+    for name, weight in weights.items():
+        module, _, ending = name.rpartition(".")
+        if ending in ("qweight", "qzeros", "scales", "g_idx"):
+            sizes[module] = sizes.get(module, 0) + weight.nbytes
+    shape = known.shape()
+    for unit, priced in zip(shape.units, price(shape, Workload(context=512)), strict=True):
+        inside = [size for module, size in sizes.items() if module.startswith(unit.modules)]
+        assert unit.restoring_bytes == priced.arrival_bytes == max(inside, default=0)
+        assert bool(inside) is (unit.kind == "text_layer")
+    made = make_plan(known, PlacementOptions(gpus="1x1GiB", context=512))
+    report = dry_run(known, "1x1GiB", made)
+    assert report.works
 
 
 @pytest.mark.parametrize("method", CONFIGS)
