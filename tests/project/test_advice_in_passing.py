@@ -458,7 +458,8 @@ NOTHING_TO_DO = {
     " Also on this GPU: {}.", " Other programs and the driver hold {} GiB of it.",
     '"{}" not implemented for \'{}\'', "%s It is asked again in %.0f s.", "%s is lost%s.",
     "%s is there, but has said nothing for %.3g s; it is waited for.", ": {} were asked for",
-    ": {} were asked for and {} are free", "An answer failed.",
+    ": {} were asked for and {} are free", "A request failed.",
+    "An answer failed.",
     "Attempted to call `variable.set_data(tensor)`, but `variable` and `tensor` have incompatible "
     "tensor type.",
     "Backend doesn't support getting device capabilities.",
@@ -573,6 +574,7 @@ NAMED_ALONE = {
     "--compare: {} cannot be read: No closing quotation.",
     "--host {} is not the name or address of a computer.",
     "--machines shows a table of common machines, so {} has no meaning.",
+    "--map {} is neither a variable nor a file that is here.",
     "--map {} is not here, so that the model it is for is not known.",
     "--out {} is not the name of a variable.",
     "--out {} would replace a name that the notebook itself needs.",
