@@ -537,7 +537,7 @@ NOT_HERE = {
         "Pillow reads, or names otherwise, all that were tried",
     "Develop it: rawpy.imread(path).postprocess() gives an array. pip install rawpy":
         "needs a file of a camera",
-    "Install pillow-avif-plugin and import pillow_avif.": "every Pillow that is allowed reads it",
+    "Install pillow-avif-plugin and import pillow_avif.": "needs a Pillow before 11.3",
 }  # fmt: skip
 """Sentences that cannot be followed where tests run, and why."""
 
