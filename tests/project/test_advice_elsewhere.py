@@ -22,6 +22,7 @@ import pytest
 import test_advice
 import test_advice_asked  # noqa: F401, what it takes
 import test_advice_followed  # noqa: F401, what it takes
+import test_advice_outside
 import torch
 from advice import TAKEN
 from hints import hints
@@ -413,6 +414,14 @@ IN_OTHER_TESTS = {
     "Install Chrome, or run plotly_get_chrome in a terminal.":
         "project/test_advice_outside.py::"
         "test_what_is_said_to_be_installed_is_all_that_is_needed",
+    "Run pip install nvidia-ml-py.":
+        "project/test_advice_outside.py::"
+        "test_what_tells_which_gpus_there_are_is_installed",
+    'Run "pip install ." in its folder.':
+        "project/test_advice_outside.py::test_the_folder_of_the_package_is_installed",
+    "Install it if you need that: {}.":
+        "project/test_advice_outside.py::"
+        "test_what_the_doctor_says_to_install_is_what_it_asks_for",
     "The line for another machine, where it is, is printed with --print.":
         "notebook/test_serve_command.py::"
         "test_a_map_that_is_nowhere_is_said_before_a_server_starts",
@@ -606,8 +615,9 @@ HERE = {*SCENES, *CELLS, IN_FOLDERS}
 def test_every_sentence_of_the_package_is_taken_or_listed():
     taken = {*TAKEN, *test_advice.SENTENCES_OF_OTHERS, *HERE}
     listed = IN_OTHER_TESTS.keys() | NOT_HERE.keys()
-    installed = {text for text in SAID if INSTALLING.search(text)}
+    installed = {*test_advice_outside.INSTALLED.values()}
     assert SAID - taken - listed - installed == set(), "no test takes it"
+    assert installed <= SAID, "nobody says it any more"
     assert HERE | listed | {text for text in TAKEN if " " in text} <= SAID, (
         "nobody says it any more"
     )

@@ -177,7 +177,10 @@ def test_restart(environment):
 
 @pytest.mark.parametrize("is_older", [True, False])
 def test_what_the_doctor_says_to_install_is_what_it_asks_for(monkeypatch, is_older):
-    """Of every package: pip takes the words, and with what `constraints.txt` has it is content."""
+    """Of every package: pip takes the words, and with what `constraints.txt` has it is content.
+
+    Of an extra it says: Install it if you need that.
+    """
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = dict(line.split("==") for line in lines if "==" in line)
     pinned = {name.replace("_", "-").lower(): version for name, version in pinned.items()}
@@ -293,6 +296,22 @@ SCENES = {
 }
 """What needs a package, as a program that has `BEGINNING` before it says it."""
 
+INSTALLED = {
+    "an adapter": "Install it with: pip install 'glm4v_magic[lora]'",
+    "gptq": "Install {} with: pip install {}",
+    "bitsandbytes": "Install it with: pip install 'glm4v_magic[quantize]'",
+    "a clip": "Install it with: pip install av",
+    "a document": "Install it with: pip install pypdfium2",
+    "a plotly figure": "Install it with: pip install --upgrade kaleido, and restart Python.",
+    "an altair chart": "Install it with: pip install --upgrade vl-convert-python",
+    "labelled": 'Install it with pip install "glm4v_magic[xarray]".',
+    "rows": "Install it with: pip install 'glm4v_magic[parquet]'",
+    "a pattern": "Install it with: pip install llguidance",
+    "a trace": 'Install it with pip install "glm4v_magic[nnsight]".',
+    "replicas": "Install it with: pip install 'glm4v_magic[ray]'",
+}
+"""The advice that is met there and taken."""
+
 BEGINNING = """
 import json, os, re, site, subprocess, sys
 import altair
@@ -362,6 +381,8 @@ def test_what_is_said_to_be_installed_is_all_that_is_needed(tmp_path):
     arguments = [json.dumps(SCENES), COMMAND, str(there.site)]
     before, after = map(json.loads, there.python(BEGINNING, *arguments).splitlines())
     assert before.keys() == SCENES.keys()
+    for name, advice in INSTALLED.items():
+        assert all(part in before[name] for part in advice.split("{}")), before[name]
     later = {name for name, text in before.items() if text.endswith("and restart Python.")}
     assert after.keys() == later, after
     arguments[0] = json.dumps({name: SCENES[name] for name in later})
@@ -409,6 +430,7 @@ def test_the_folder_of_the_package_is_installed(environment):
 
 
 def test_what_tells_which_gpus_there_are_is_installed(environment):
+    """Run pip install nvidia-ml-py."""
     here = environment("nvidia-ml-py")
     before = asked(here, "print(json.dumps(look()))")["GPUs"]
     assert before[1] == "not known"
