@@ -911,6 +911,35 @@ def test_weights_that_are_not_merged_are_saved_apart_or_merged(native, tmp_path)
     assert resolve(tmp_path / "c").tensors
 
 
+DAMAGED = {
+    "a template that is no template": (
+        "chat_template.jinja", "{% for x in %}", "The chat template of {} cannot be rendered: ",
+    ),
+    "a template of nothing": (
+        "chat_template.jinja", "hello", "The chat template of {} does not write the question.",
+    ),
+    "a configuration that was cut short": (
+        "tokenizer_config.json", '{"a": ', "{}/tokenizer_config.json is not valid JSON",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_tokenizer_of_an_adapter_is_told_as_its_own(native, tmp_path, damage):
+    base, adapter = native("glm46v"), tmp_path / "a"
+    trained(base, peft.LoraConfig(r=2, target_modules=["q_proj"]), adapter)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(base / name, adapter)
+    resolve(adapter).require_usable()
+    name, content, said = DAMAGED[damage]
+    (adapter / name).write_text(content)
+    for found in (resolve(adapter), resolve(base, lora=adapter)):
+        with pytest.raises(CheckpointError, match=re.escape(said.format(adapter))):
+            found.require_usable()
+    (adapter / name).unlink()
+    resolve(adapter).require_usable()  # by what is in the base
+
+
 def test_doctor_says_what_load_says(adapter):
     edit(adapter, r=3)
     with pytest.raises(CheckpointError) as caught:

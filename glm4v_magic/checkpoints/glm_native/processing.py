@@ -64,8 +64,10 @@ class NativeProcessor:
     ) -> None:
         self._name, self._folder = name, folder
         self.tokenizer = _tokenizer(tokenizer or folder)
+        of_template = tokenizer or folder
         if tokenizer is not None and self.tokenizer.chat_template is None:
             self.tokenizer.chat_template = _tokenizer(folder).chat_template
+            of_template = folder
         self._family = family
         self._image_id: int = config["image_token_id"]
         self._image_start: int = config["image_start_token_id"]
@@ -82,7 +84,7 @@ class NativeProcessor:
         largest, size = max(self.tokenizer.get_vocab().values()), _vocabulary(config)
         if largest >= size:
             raise too_many_tokens(tokenizer or folder, largest, size, of_adapter=bool(tokenizer))
-        self._template = ChatTemplate(self.tokenizer, str(folder))
+        self._template = ChatTemplate(self.tokenizer, str(of_template))
         self._patches = Patches(folder, family, config["vision_config"], image_size)
         self.end_token_ids = tuple(vocabulary[each] for each in _END_TOKENS if each in vocabulary)
         told = {each: vocabulary[each] for each in _TOLD_TOKENS if each in vocabulary}
@@ -192,6 +194,9 @@ class NativeProcessor:
 def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", _OLD_TEMPLATE):
         refuse_pointer(folder / name)
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (folder / name).is_file():
+            read_json(folder / name)  # which tells what is wrong with it
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # of several libraries
