@@ -285,9 +285,8 @@ COMMON: Mapping[str, str] = {
         "dtype that is asked for is taken all the same."
     ),
     "without_gpus": "Without GPUs these have no effect: {options}.",
-    "planned_with_adapter": (
-        "The plan was made with the adapter {lora}; {model} is used without it."
-    ),
+    "planned_for_another": "The plan was made for {planned}.",
+    "planned_with_adapter": "The plan was made with the adapter {lora}, which is left out.",
     "names_translated": (
         "The device map has names of the published files ({count}); they are put into those here: "
         "{name} is {own}."

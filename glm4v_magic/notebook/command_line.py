@@ -6,6 +6,7 @@ misspelt one gets a close match, and quotes around a word are removed here and n
 
 from __future__ import annotations
 
+import builtins
 import os
 import re
 from argparse import SUPPRESS, Action, Namespace
@@ -352,7 +353,8 @@ def filled(
     A word that is nothing but an expression becomes its value if that is a text, path or number,
     or what the option before it takes in Python, and else the expression itself, such as the name
     of a variable that holds an image. In quotes only values of options are replaced: other words
-    in quotes are questions, whose expressions come later.
+    in quotes are questions, whose expressions come later. An option whose value is ``None`` is not
+    given.
 
     Raises:
         OptionError: if an option does not take the value.
@@ -360,31 +362,48 @@ def filled(
     """
     if not any("{{" in word for word in words) or "--raw" in words:
         return words
-    parser, done = _parser(function), list(words)
+    parser, done = _parser(function), [*words]
+    left_out: set[int] = set()
     for place, word in enumerate(words):
         before = words[place - 1] if place > 0 else ""
         of_option = _takes_a_value(parser, before)
         if "{{" in word and (of_option or not isinstance(word, Quoted)):
             flag, equals, value = word.partition("=")
             if equals and _takes_a_value(parser, flag) and not isinstance(word, Quoted):
-                filled_in = f"{flag}={_filled(value, names, _option_at(parser, flag))}"
+                text, start = _filled(value, names, _option_at(parser, flag)), f"{flag}="
+                left_out |= {place} if text is None else set()
             else:
-                filled_in = _filled(word, names, _option_at(parser, before) if of_option else None)
-            done[place] = type(word)(filled_in)
-    return done
+                start, option = "", _option_at(parser, before) if of_option else None
+                text = _filled(word, names, option)
+                left_out |= {place - 1, place} if text is None else set()
+            done[place] = type(word)(f"{start}{text}")
+    return [word for place, word in enumerate(done) if place not in left_out]
 
 
 def _option_at(parser: MagicArgumentParser, flag: str) -> Option | None:
     return OPTIONS.get(parser._option_string_actions[flag].dest)
 
 
-def _filled(word: str, names: Mapping[str, object], option: Option | None) -> str:
+_CONSTANTS = {"None": None, "True": True, "False": False}
+
+
+def _filled(word: str, names: Mapping[str, object], option: Option | None) -> str | None:
+    """Return a word with what its expressions are; ``None`` for an option that is not given."""
     from glm4v_magic.calls.prompt import expand
     from glm4v_magic.images.words import is_lookup, looked_up
 
     inner = word[2:-2].strip()
-    if word.startswith("{{") and word.endswith("}}") and is_lookup(inner, names):
-        value = looked_up(inner, names)
+    known = names if option is None else {**vars(builtins), **names}
+    is_constant = option is not None and inner in _CONSTANTS
+    if (
+        word.startswith("{{")
+        and word.endswith("}}")
+        and "{{" not in inner
+        and (is_constant or is_lookup(inner, known))
+    ):
+        value = _CONSTANTS[inner] if is_constant else looked_up(inner, known)
+        if value is None and option is not None and option.allows_none:
+            return None
         if option is not None and (text := value_text(option, value)) is not None:
             return text
         return str(value) if isinstance(value, str | int | float | os.PathLike) else inner

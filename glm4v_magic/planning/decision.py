@@ -314,7 +314,7 @@ def decide(
         plan=made,
         quantize=quantize,
         fp8=held.fp8,
-        notes=(*held.notes, *_shortened(made), *_without_adapter(made, architecture), *told),
+        notes=(*held.notes, *_shortened(made), *_of_another(made, architecture), *told),
         image_size=image_size_of(shape, options.workload if made is None else made.workload),
     )
 
@@ -324,15 +324,16 @@ def _shortened(made: Plan | None) -> Iterator[Remark]:
     yield from (note for note in (made.notes if made else ()) if note.code == "context_shortened")
 
 
-def _without_adapter(made: Plan | None, architecture: Architecture) -> Iterator[Remark]:
-    """Yield the note on an adapter that a plan was made with, but that the model is without."""
-    planned = dict(made.made_of) if made else {}
-    if "lora" in planned and "lora" not in dict(architecture.made_of):
-        yield remark(
-            "planned_with_adapter",
-            lora=printable(planned["lora"]),
-            model=printable(architecture.name),
-        )
+def _of_another(made: Plan | None, architecture: Architecture) -> Iterator[Remark]:
+    """Yield the note on what a plan was made for, if that is not the model that follows it."""
+    if made is None:
+        return
+    adapter = dict(made.made_of).get("lora")
+    if not made.is_of(architecture.name):
+        planned = made.model if adapter is None else f"{made.model} and the adapter {adapter}"
+        yield remark("planned_for_another", planned=printable(planned))
+    elif adapter is not None and "lora" not in dict(architecture.made_of):
+        yield remark("planned_with_adapter", lora=printable(adapter))
 
 
 def unseen(shape: ModelShape) -> Iterator[Remark]:

@@ -7,8 +7,10 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from glm4v_magic.core.errors import DeviceMapError, OptionError
+from glm4v_magic.core.option_values import python_literal
 from glm4v_magic.core.options import check
 from glm4v_magic.core.placement import DeviceMap, GivenMap
 from glm4v_magic.core.plan import PLAN_FORMAT, PLAN_VERSION, Plan
@@ -105,7 +107,7 @@ def read_given(given: GivenMap) -> Plan | DeviceMap | None:
             return _plan_of(given)
         return device_map_of(given)
     if isinstance(given, str) and given.lstrip().startswith("{"):
-        content = json_object(given, "The device map", DeviceMapError, EXAMPLE, unique=True)
+        content = _object_in(given)
         return _plan_of(content) if "format" in content else device_map_of(content)
     everything = whole(given)
     if everything is not None:
@@ -121,6 +123,17 @@ def read_given(given: GivenMap) -> Plan | DeviceMap | None:
     if "format" in content:
         return plan_from_json(text, f"The plan {shown}")
     return device_map_of(content, what)
+
+
+def _object_in(text: str) -> dict[str, Any]:
+    """Parse a map or plan in JSON, or in a dict as Python shows it."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        held = python_literal(text)
+        if isinstance(held, dict):
+            return held
+    return json_object(text, "The device map", DeviceMapError, EXAMPLE, unique=True)
 
 
 def _plan_of(content: Mapping[str, object]) -> Plan:

@@ -85,7 +85,8 @@ HELD = {
 def test_whatever_says_where_a_model_goes_may_be_in_a_variable(run, shell, how):
     Path("one map.json").write_text('{"": 1}')
     shell.user_ns["held"] = HELD[how]
-    for typed in ("held", "{{held}}"):
+    shell.user_ns |= {"some": [HELD[how]], "named": {"it": HELD[how]}}
+    for typed in ("held", "{{held}}", "some[0]", "{{some[0]}}", '{{named["it"]}}'):
         found = report(run, f"--map {typed}")
         assert found.placement == "map"
         assert [bool(gpu.peak_bytes) for gpu in found.gpus] == [False, True]
@@ -99,6 +100,16 @@ def test_a_variable_that_says_no_place_is_named(run, shell, held):
     assert "is not a device. A device is a number such as 0" in said
     Path("held").write_text('{"": 1}')  # a file comes before such a variable
     assert report(run, "--map held").placement == "map"
+
+
+def test_maps_as_python_shows_them(run, shell):
+    shell.user_ns |= {"split": SPLIT, "plans": []}
+    expected = report(run, "--map split").gpus
+    for typed in ("{{dict(split)}}", '"{{dict(split)}}"', f'"{SPLIT}"', f"'{json.dumps(SPLIT)}'"):
+        assert report(run, f"--map {typed}").gpus == expected
+    assert "not valid JSON" in refusal(run, f"""{CHECK} --map "{{'': 0" """)
+    Path("plans.json").write_text(json.dumps({"": 1}))  # not an attribute of the variable
+    assert report(run, "--map plans.json").placement == "map"
 
 
 def test_words_of_map_itself_come_before_variables(run, shell):

@@ -194,6 +194,10 @@ IN_PYTHON = [
     ("--reserve {{count / 512}}", "--reserve 1"),
     ("--split-vision {{cut}}", "--split-vision off"),
     ("--split-vision={{cut}}", "--split-vision off"),
+    ("--split-vision {{True}}", "--split-vision on"),
+    ("--dtype {{None}} --max-memory={{None}} --pin {{None}} --context {{none}}", ""),
+    ("--max-memory {{dict(sizes)}}", AS_TYPED),
+    ("--dtype {{[torch.float16][0]}}", "--dtype float16"),
 ]
 
 
@@ -202,7 +206,7 @@ def test_values_of_options_as_python_has_them(run, shell, given, typed):
     sizes = {torch.device("cuda", 0): "44GiB", np.int64(1): "20GiB", "cpu": 30 * GIB}
     pins = {"vision": np.int64(1), "head": torch.device("cuda:1")}
     shell.user_ns |= {"sizes": sizes, "pins": pins, "count": np.int64(512), "cut": False}
-    shell.user_ns["torch"] = torch
+    shell.user_ns |= {"torch": torch, "none": None}
     if given == "--max-memory={{sizes}}":
         shell.user_ns["sizes"] = SIZES
     line = "%glm4v plan GLM-4V-9B --gpus 2x48GiB --json {}"
