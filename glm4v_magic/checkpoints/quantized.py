@@ -117,14 +117,15 @@ def require_full(tensors: Mapping[str, TensorInfo], other: Collection[str] = ())
             )
 
 
-def refused(where: str, scheme: str) -> CheckpointError:
+def refused(where: str, scheme: str, *, is_described: bool = True) -> CheckpointError:
     """Return the error for weights that are quantised in a way that cannot be loaded.
 
     Args:
         where: file or folder, for the message.
         scheme: as `scheme_of` names it.
+        is_described: whether the configuration says how they are quantised.
     """
+    why = "which cannot be loaded here" if is_described else "but it has no quantization_config"
     return CheckpointError(
-        f"The weights of {where} are quantised by {scheme}, which cannot be loaded here.",
-        code="take_the_original",
+        f"The weights of {where} are quantised by {scheme}, {why}.", code="take_the_original"
     )

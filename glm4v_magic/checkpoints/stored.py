@@ -213,6 +213,8 @@ def read_stored(contents: Contents, where: str, *, is_cut: bool = False) -> Stor
     scheme = scheme_of(config, tensors)
     outline = outline_of(config)
     given = outline.quantization_entries
+    if outline.quantization is None and method != "bitsandbytes":
+        raise refused(where, scheme, is_described=False)
     if method in ("gptq", "awq"):
         matrices = packed_of(given, tensors, where)
         if matrices is None:

@@ -7,6 +7,7 @@ torch. `pip install --no-deps gptqmodel optimum` and what they import makes the 
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import sys
 
@@ -146,6 +147,22 @@ def test_other_forms_are_refused_by_name(saved, tmp_path, form):
     for look in (resolve, architecture):
         with pytest.raises(CheckpointError, match=said):
             look(folder)
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_weights_whose_configuration_says_nothing_of_it_are_told_so(saved, tmp_path, method):
+    """As AutoGPTQ left it, whose description was in a file of its own."""
+    folder = shutil.copytree(saved[method][0], tmp_path / "c")
+    config = json.loads((folder / "config.json").read_text())
+    described = config.pop("quantization_config")
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "quantize_config.json").write_text(json.dumps(described))
+    said = rf"are quantised by {method.upper()}, but it has no quantization_config\. Take the original"
+    for look in (resolve, architecture, lambda path: gather((), model=str(path))):
+        with pytest.raises(CheckpointError, match=said):
+            look(folder)
+    configure(folder, **described)
+    assert resolve(folder).tensors
 
 
 def test_layers_that_differ_are_refused_by_name(saved, tmp_path):
