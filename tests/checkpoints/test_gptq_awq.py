@@ -157,7 +157,9 @@ def test_weights_whose_configuration_says_nothing_of_it_are_told_so(saved, tmp_p
     described = config.pop("quantization_config")
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "quantize_config.json").write_text(json.dumps(described))
-    said = rf"are quantised by {method.upper()}, but it has no quantization_config\. Take the original"
+    said = (
+        rf"are quantised by {method.upper()}, but it has no quantization_config\. Take the original"
+    )
     for look in (resolve, architecture, lambda path: gather((), model=str(path))):
         with pytest.raises(CheckpointError, match=said):
             look(folder)
