@@ -189,7 +189,7 @@ def _open(source: Source, folder: Path) -> Checkpoint:
     notice = DEMO_NOTICE if source.place.text in DEMOS else ""
     with source.naming_adapter():
         _require_known(folder)  # before the headers of weights are read
-        contents = read_contents(folder)
+        contents = read_contents(folder, source.adapter)
     adapter = source.adapter or contents.adapter
     if adapter is not None:
         contents = with_adapter(contents, adapter, str(folder / "config.json"))

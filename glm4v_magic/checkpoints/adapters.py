@@ -21,6 +21,7 @@ from glm4v_magic.checkpoints.files import (
     read_json,
     read_tensors_of,
 )
+from glm4v_magic.checkpoints.foreign import refuse_foreign_folder
 from glm4v_magic.checkpoints.hub import ADAPTER_WEIGHTS
 from glm4v_magic.checkpoints.quantized import FULL
 from glm4v_magic.checkpoints.trained_names import (
@@ -427,6 +428,7 @@ def _tensors(folder: Path) -> dict[str, TensorInfo]:
     for name in ADAPTER_WEIGHTS:
         if (folder / name).is_file():
             return read_tensors_of(folder / name)
+    refuse_foreign_folder(folder)
     raise CheckpointError(
         f"{folder} holds an {ADAPTER_CONFIG}, but no {ADAPTER_WEIGHTS[0]}.",
         "It comes with the adapter; copy or download it again.",

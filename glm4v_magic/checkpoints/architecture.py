@@ -121,7 +121,7 @@ def _read(
     if not has_weights:
         return found
     try:
-        contents = read_contents(file.parent)
+        contents = read_contents(file.parent, None if source is None else source.adapter)
     except CheckpointError:  # of weights that are missing or damaged, a plan needs none
         return of_contents(name, read_config_alone(file), str(file))
     adapter = contents.adapter if source is None or source.adapter is None else source.adapter

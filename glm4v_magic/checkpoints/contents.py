@@ -88,8 +88,12 @@ def read_config_alone(file: Path, *, is_beside_weights: bool = False) -> Content
     return Contents(_with_dtype(config, {}, str(file)))
 
 
-def read_contents(folder: Path) -> Contents:
+def read_contents(folder: Path, adapter: Adapter | None = None) -> Contents:
     """Read the ``config.json`` of a folder, and the headers of its weights.
+
+    Args:
+        folder: the folder.
+        adapter: an adapter that was asked for beside it; ``None`` for that within the weights.
 
     Raises:
         CheckpointError: if a file is missing or damaged.
@@ -97,7 +101,7 @@ def read_contents(folder: Path) -> Contents:
     file = folder / "config.json"
     config = _read_config(file)
     tensors, unmerged = plain_names(read_tensor_infos(folder), str(folder))
-    adapter = None
+    asked, adapter = adapter, None
     if unmerged and (folder / ADAPTER_CONFIG).is_file():
         adapter = read_adapter(folder, unmerged)
     elif unmerged:
@@ -108,7 +112,7 @@ def read_contents(folder: Path) -> Contents:
         )
     config, notes = with_vocabulary(config, tensors)
     beside = None if unmerged else adapter_beside(folder)
-    if beside is not None:
+    if beside is not None and (asked is None or not folder.samefile(asked.folder)):
         notes = (
             *notes,
             f"{beside} is left out: whole weights are beside it, into which it may be merged",

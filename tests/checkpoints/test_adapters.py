@@ -881,9 +881,20 @@ def test_an_adapter_beside_whole_weights_is_said_to_be_left_out(adapter):
     assert (said in found.notes, said in plain.notes) == (True, False)
     same(found.model.state_dict(), plain.model.state_dict())
     merged = resolve(whole, lora=whole).load(dtype=torch.float32)
+    other = resolve(whole, lora=adapter).load(dtype=torch.float32)
+    assert (said in merged.notes, said in other.notes) == (False, True)
     same(merged.model.state_dict(), resolve(adapter).load(dtype=torch.float32).model.state_dict())
     (whole / "adapter_config.json").unlink()  # a file that nothing says anything of
     assert said not in resolve(whole).load(dtype=torch.float32).notes
+
+
+def test_an_adapter_whose_weights_are_parts_of_deepspeed(adapter):
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"no adapter_model\.safetensors"):
+        resolve(adapter)
+    (adapter / "zero_to_fp32.py").write_text("")
+    with pytest.raises(CheckpointError, match=rf"cd {adapter} && python zero_to_fp32\.py"):
+        resolve(adapter)
 
 
 @pytest.mark.parametrize("steps", [["mine"], ["checkpoint-1", "checkpoint-2"]])
