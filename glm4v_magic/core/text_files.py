@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Hashable
 from pathlib import Path
 
 __all__ = ["replace_text"]
 
-_LARGEST = 2**26  # bytes of a file that may have been written here
+_FORMAT = re.compile(r'\s*\{\s*"format"\s*:\s*"([\w.-]*)"')
+_AT_BEGINNING = 200  # characters that the format is in
+_LARGEST = 2**26  # bytes of a file that is parsed, as it does not begin so
 
 
 def replace_text(file: Path, text: str, *, is_json: bool = False) -> None:
@@ -44,10 +47,20 @@ def replace_text(file: Path, text: str, *, is_json: bool = False) -> None:
 
 
 def _is_alike(place: Path, text: str) -> bool:
-    """Tell whether a file is empty, or holds JSON of the kind of a text."""
+    """Tell whether a file is empty, or holds JSON of the kind of a text.
+
+    What is written here begins with its format, so that chats, which hold images, are not parsed.
+    """
     size = place.stat().st_size
-    if not 0 < size <= _LARGEST:
-        return size == 0
+    if not size:
+        return True
+    with place.open(encoding="utf-8-sig", errors="replace") as file:
+        theirs = _FORMAT.match(file.read(_AT_BEGINNING))
+    ours = _FORMAT.match(text[:_AT_BEGINNING])
+    if ours and theirs:
+        return ours[1] == theirs[1]
+    if size > _LARGEST:
+        return False
     try:
         return _kind(json.loads(place.read_text(encoding="utf-8-sig"))) == _kind(json.loads(text))
     except (ValueError, RecursionError):

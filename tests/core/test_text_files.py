@@ -14,7 +14,7 @@ from glm4v_magic.core.text_files import replace_text
 from glm4v_magic.dry_run.files import report_to_json
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.planning.decision import make_plan
-from glm4v_magic.session.chat_file import write_chat
+from glm4v_magic.session.chat_file import from_json, write_chat
 
 CHAT = Conversation((Message("user", "What?"), Message("assistant", "A circle.")))
 
@@ -82,6 +82,26 @@ def test_a_file_of_the_same_kind_is_replaced(model, run, tmp_path, monkeypatch):
     link.symlink_to("plan.json")
     plan_of(model).save(link)
     assert link.is_symlink()
+
+
+def test_a_large_chat_is_written_again_unparsed(model, tmp_path, monkeypatch):
+    """Images are in it: it may take hundreds of megabytes."""
+    monkeypatch.setattr("glm4v_magic.core.text_files._LARGEST", 2**20)
+    chat = Conversation((Message("user", "What?"), Message("assistant", "é" * 2**20)))
+    file = tmp_path / "chat.json"
+    write_chat(file, CHAT, "it")
+    for _ in range(2):
+        write_chat(file, chat, "it")
+    assert from_json(file.read_text()) == ("it", chat)
+    with pytest.raises(OptionError, match="a file of another kind is there"):
+        plan_of(model).save(file)
+    plan = tmp_path / "plan.json"
+    keys = json.loads(plan_of(model).to_json())
+    plan.write_text(json.dumps(dict(reversed(keys.items()))))  # another program has written it
+    plan_of(model).save(plan)
+    plan.write_text(json.dumps({"model": "é" * 2**20}, ensure_ascii=False))
+    with pytest.raises(OptionError, match="a file of another kind is there"):
+        plan_of(model).save(plan)
 
 
 def test_what_is_no_json_is_replaced_as_a_whole(tmp_path):

@@ -166,6 +166,21 @@ def test_a_map_that_leaves_weights_out_is_said_before_a_line_is_printed(run, she
     assert read_given(words[words.index("--map") + 1]) == {"model": 7, "lm_head": 2}
 
 
+def test_a_map_may_name_the_gpu_of_a_mac(run, shell):
+    shell.user_ns["mac"] = {"model": "mps", "lm_head": "cpu"}
+    shell.user_ns["device"] = torch.device("mps")
+    for typed, read in (
+        ("mps", {"": "mps"}),
+        ("{{device}}", {"": "mps"}),
+        ("mac", {"model": "mps", "lm_head": "cpu"}),
+    ):
+        words = shlex.split(run(f"%glm4v serve demo --map {typed} --print"))
+        assert read_given(words[words.index("--map") + 1]) == read
+    shell.user_ns["mac"] = {"model": "mps", "lm_head": 1}  # of no machine
+    screen = run("%glm4v serve demo --map mac --print", fails=True)
+    assert "The device map puts 'lm_head' on GPU 1, but there is GPU 0 only." in screen
+
+
 def test_a_map_or_plan_in_a_variable_reaches_the_server(run, shell, port):
     shell.user_ns["parts"] = {"model": torch.device("cpu"), "lm_head": "cpu"}
     run("made = %glm4v plan demo --gpus 2x1GiB")

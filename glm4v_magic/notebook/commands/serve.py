@@ -18,7 +18,7 @@ from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.places import find_place
 from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
-from glm4v_magic.core.gpu_spec import GPU, parse_gpus
+from glm4v_magic.core.gpu_spec import APPLE, GPU, parse_gpus
 from glm4v_magic.core.installed import installed_version
 from glm4v_magic.core.model import Architecture, ModelChoice, Sized
 from glm4v_magic.core.model_shape import ModelShape
@@ -47,6 +47,7 @@ from glm4v_magic.notebook.own_options import OWN
 from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.outside import expanded, is_file
 from glm4v_magic.planning.decision import decide, refuse_other_than_planned
+from glm4v_magic.planning.device_map import MPS
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.followed import planned_gpus
 from glm4v_magic.planning.precision import require_quantizable
@@ -329,7 +330,12 @@ def _refuse_as_the_server_would(
 
 
 def _named_in(places: Mapping[str, object]) -> tuple[GPU, ...]:
-    """Return GPUs for all that a map names: how many a server has, it alone knows."""
+    """Return GPUs for all that a map names: how many a server has, it alone knows.
+
+    A machine with Apple's has no other.
+    """
+    if MPS in places.values():
+        return (GPU(0, APPLE, _AMPLE),)
     numbers = {int(each) for place in places.values() for each in _NUMBER.findall(str(place))}
     return tuple(GPU(index, "GPU", _AMPLE) for index in sorted({0, *numbers}))
 
