@@ -84,10 +84,9 @@ def test_a_file_of_the_same_kind_is_replaced(model, run, tmp_path, monkeypatch):
     assert link.is_symlink()
 
 
-def test_a_large_chat_is_written_again_unparsed(model, tmp_path, monkeypatch):
+def test_a_large_chat_is_written_again(model, tmp_path):
     """Images are in it: it may take hundreds of megabytes."""
-    monkeypatch.setattr("glm4v_magic.core.text_files._LARGEST", 2**20)
-    chat = Conversation((Message("user", "What?"), Message("assistant", "é" * 2**20)))
+    chat = Conversation((Message("user", "What?"), Message("assistant", "é" * 2**25)))
     file = tmp_path / "chat.json"
     write_chat(file, CHAT, "it")
     for _ in range(2):
@@ -99,7 +98,7 @@ def test_a_large_chat_is_written_again_unparsed(model, tmp_path, monkeypatch):
     keys = json.loads(plan_of(model).to_json())
     plan.write_text(json.dumps(dict(reversed(keys.items()))))  # another program has written it
     plan_of(model).save(plan)
-    plan.write_text(json.dumps({"model": "é" * 2**20}, ensure_ascii=False))
+    plan.write_text(json.dumps({"model": "é" * 2**25}, ensure_ascii=False))
     with pytest.raises(OptionError, match="a file of another kind is there"):
         plan_of(model).save(plan)
 
