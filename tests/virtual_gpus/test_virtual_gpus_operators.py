@@ -183,17 +183,17 @@ def test_each_operator_is_in_one_group() -> None:
     assert NOT_EQUAL.keys() <= {operator.name for operator in operators()}
 
 
-SIGNS = (
+OF_PYTHON = (
     "lshift", "rshift", "and_", "or_", "xor", "add", "sub", "mul", "floordiv", "mod", "pow", "lt",
     "eq",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("other", ["a number", "a tensor"])
-@pytest.mark.parametrize("sign", SIGNS)
-def test_signs_of_python_make_a_new_tensor(sign, other):
+@pytest.mark.parametrize("name", OF_PYTHON)
+def test_operators_of_python_make_a_new_tensor(name, other):
     """That of ``a << b`` has a name as an operator that writes into its first argument."""
-    apply = getattr(of_python, sign)
+    apply = getattr(of_python, name)
     values, more = torch.tensor([1, 2, 3]), 1 if other == "a number" else torch.tensor([2, 1, 1])
     expected = apply(values, more)
     with VirtualGPUs("1x1GiB"):
@@ -206,9 +206,9 @@ def test_signs_of_python_make_a_new_tensor(sign, other):
         assert given.tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize("sign", ["ilshift", "irshift", "iand", "ior", "ixor", "iadd", "imul"])
-def test_signs_of_python_that_write_into_a_tensor_return_it(sign):
-    apply, values = getattr(of_python, sign), torch.tensor([1, 2, 3])
+@pytest.mark.parametrize("name", ["ilshift", "irshift", "iand", "ior", "ixor", "iadd", "imul"])
+def test_operators_of_python_that_write_into_a_tensor_return_it(name):
+    apply, values = getattr(of_python, name), torch.tensor([1, 2, 3])
     expected = apply(values.clone(), 1)
     with VirtualGPUs("1x1GiB"):
         given = values.to("cuda:0")
