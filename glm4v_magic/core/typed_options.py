@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,7 @@ from glm4v_magic.core.option import Option
 from glm4v_magic.core.option_forms import integer_in, number_in, sizes_text
 from glm4v_magic.core.option_values import is_pins, is_sizes
 from glm4v_magic.core.options import OPTIONS
+from glm4v_magic.core.plan import Plan
 
 __all__ = ["argument_of", "as_typed", "flag_of", "flags_of", "read_text", "typed", "value_text"]
 
@@ -110,11 +112,28 @@ def value_text(option: Option, value: Any) -> str | None:
     value = option.normal(value)
     if option.name == "pin" and is_pins(value):
         return ",".join(f"{unit}={gpu}" for unit, gpu in value)
-    if isinstance(value, bool) and option.allows_none:
-        return _ON_OFF[not value]
-    if isinstance(value, float) or (option.name == "max_memory" and is_sizes(value)):
+    if option.name == "device_map":
+        return _map_text(value)
+    if isinstance(value, bool):
+        return _ON_OFF[not value] if option.type == "bool" else None
+    if option.name == "max_memory" and is_sizes(value):
+        is_for_all = (
+            isinstance(value, tuple) and len(value) == 1 and not isinstance(value[0], tuple)
+        )
+        return None if is_for_all else sizes_text(value)
+    if isinstance(value, float):
         return sizes_text(value)
     return str(value) if isinstance(value, str | int | os.PathLike) else None
+
+
+def _map_text(given: Any) -> str | None:
+    """Return a plan or a device map as JSON, and a word, number or device as text."""
+    if isinstance(given, Plan):
+        return given.to_json()
+    if isinstance(given, Mapping):
+        return json.dumps({str(name): place for name, place in given.items()}, default=str)
+    is_device = type(given).__module__ == "torch"
+    return str(given) if is_device or isinstance(given, str | int | os.PathLike) else None
 
 
 def typed(arguments: Namespace, options: Iterable[Option]) -> dict[str, Any]:

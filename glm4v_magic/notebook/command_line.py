@@ -393,7 +393,8 @@ def _filled(word: str, names: Mapping[str, object], option: Option | None) -> st
     from glm4v_magic.images.words import is_lookup, looked_up
 
     inner = word[2:-2].strip()
-    known = names if option is None else {**vars(builtins), **names}
+    is_named = option is None or inner.isidentifier()
+    known = names if is_named else {**vars(builtins), **names}  # such as dict(sizes)
     is_constant = option is not None and inner in _CONSTANTS
     if (
         word.startswith("{{")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 from collections import Counter
@@ -132,8 +133,18 @@ def _object_in(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         held = python_literal(text)
         if isinstance(held, dict):
+            _refuse_twice(text)
             return held
     return json_object(text, "The device map", DeviceMapError, EXAMPLE, unique=True)
+
+
+def _refuse_twice(text: str) -> None:
+    """Raise DeviceMapError if a dict that is written in Python has a key twice."""
+    shown = ast.parse(text.strip(), mode="eval").body
+    keys = [ast.unparse(key) for key in getattr(shown, "keys", ()) if key is not None]
+    twice = [key for key, count in Counter(keys).items() if count > 1]
+    if twice:
+        raise DeviceMapError(f"The device map names {twice[0]} twice.", EXAMPLE)
 
 
 def _plan_of(content: Mapping[str, object]) -> Plan:

@@ -86,7 +86,7 @@ def test_whatever_says_where_a_model_goes_may_be_in_a_variable(run, shell, how):
     Path("one map.json").write_text('{"": 1}')
     shell.user_ns["held"] = HELD[how]
     shell.user_ns |= {"some": [HELD[how]], "named": {"it": HELD[how]}}
-    for typed in ("held", "{{held}}", "some[0]", "{{some[0]}}", '{{named["it"]}}'):
+    for typed in ("held", "{{held}}", "{{some[0]}}", '{{named["it"]}}'):
         found = report(run, f"--map {typed}")
         assert found.placement == "map"
         assert [bool(gpu.peak_bytes) for gpu in found.gpus] == [False, True]
@@ -108,6 +108,14 @@ def test_maps_as_python_shows_them(run, shell):
     for typed in ("{{dict(split)}}", '"{{dict(split)}}"', f'"{SPLIT}"', f"'{json.dumps(SPLIT)}'"):
         assert report(run, f"--map {typed}").gpus == expected
     assert "not valid JSON" in refusal(run, f"""{CHECK} --map "{{'': 0" """)
+    twice = f"""{CHECK} --map "{{'': 0, '': 1}}" """
+    assert "The device map names '' twice." in refusal(run, twice)
+    run(f"made = %glm4v plan {TINY} --gpus 2x1GiB --objective balance")
+    shell.user_ns["plans"] = [shell.user_ns["made"]]
+    assert report(run, "--map {{plans[0]}}").placement == "plan"
+    for word in ("map.v2", 'print("hi")', "filter"):  # names of Python are no variables
+        said = refusal(run, f"{CHECK} --map '{word}'")
+        assert f"The device map {word} cannot be read" in said
     Path("plans.json").write_text(json.dumps({"": 1}))  # not an attribute of the variable
     assert report(run, "--map plans.json").placement == "map"
 

@@ -240,6 +240,8 @@ def test_ways_of_transformers_to_fill_gpus(run, way, said, taken):
         ("--max-memory {{{0: 10}}}", '--max-memory has 10 for 0: bytes, as in .* "10GiB"'),
         ("--max-memory 0=10", '--max-memory has 10 for .*: bytes, as in accelerate.* "10GiB"'),
         ("--max-memory '{0: '", "'{0: ' is not a size in GiB"),
+        ("--max-memory {{sole}}", "--max-memory: 'sole' is not a size"),
+        ("--context {{True}}", "--context is 'True', but must be"),
         ("--pin {{[1]}}", "--pin is .*, but must be units and the GPU of each"),
         ("--pin vision=0,vision=1", "'vision' is pinned twice"),
         ("--pin foo=1", "has no unit 'foo' to pin"),
@@ -259,7 +261,8 @@ def test_ways_of_transformers_to_fill_gpus(run, way, said, taken):
         ("--save ''", "--save is empty."),
     ],
 )
-def test_sizes_pins_and_files_that_are_none(run, typed, said):
+def test_sizes_pins_and_files_that_are_none(run, shell, typed, said):
+    shell.user_ns["sole"] = [20]  # typed alone it would be for all GPUs
     shown = run(f"%glm4v plan GLM-4V-9B --gpus 2x24GiB {typed}", fails=True)
     assert re.search(said, shown.splitlines()[-1])
     assert shown.splitlines()[-1].startswith("UsageError: ")

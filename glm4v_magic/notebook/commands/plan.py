@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 from argparse import Namespace
 from collections.abc import Mapping
@@ -21,7 +20,6 @@ from glm4v_magic.core.text_files import replace_text
 from glm4v_magic.core.typed_options import typed
 from glm4v_magic.hardware.cpu import cpu_here
 from glm4v_magic.hardware.usable import gpus_here
-from glm4v_magic.images.words import is_lookup, looked_up
 from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.context import Context
@@ -145,9 +143,8 @@ def given_map(typed: str | None, names: Mapping[str, Any]) -> GivenMap | None:
 def named_map(typed: str | None, names: Mapping[str, Any]) -> GivenMap | None:
     """Return the value of the variable that ``--map`` names, or else the word itself.
 
-    What starts from a variable, such as ``maps[0]``, is looked up as well. A variable may hold
-    whatever `load(device_map=...)` takes. Words for ways and devices are themselves, and a file
-    comes before a variable that holds neither a plan nor a map.
+    A variable may hold whatever `load(device_map=...)` takes. Words for ways and devices are
+    themselves, and a file comes before a variable that holds neither a plan nor a map.
 
     Args:
         typed: a word for a way to place a model or for a device, a map in JSON, or the name of a
@@ -157,11 +154,9 @@ def named_map(typed: str | None, names: Mapping[str, Any]) -> GivenMap | None:
     Raises:
         DeviceMapError: if the variable holds nothing that says where a model goes.
     """
-    if typed is None or typed in PLANNED:
+    if typed is None or typed not in names or typed in PLANNED:
         return typed
-    if typed not in names and not _is_expression(typed, names):
-        return typed
-    held: Any = looked_up(typed, names)
+    held: GivenMap = names[typed]
     if not isinstance(held, Plan | Mapping):
         if not names_a_file(typed) or is_file(expanded(typed)):
             return typed
@@ -171,13 +166,6 @@ def named_map(typed: str | None, names: Mapping[str, Any]) -> GivenMap | None:
             error.what = f"{typed} is a variable. {error.what}"
             raise
     return held
-
-
-def _is_expression(word: str, names: Mapping[str, Any]) -> bool:
-    """Tell whether a word is Python, such as ``maps[0]`` or ``dict(split)``, and no file."""
-    if word.isidentifier() or word.endswith(".json") or is_file(expanded(word)):
-        return False
-    return is_lookup(word, {**vars(builtins), **names})
 
 
 def names_a_file(given: GivenMap) -> bool:
