@@ -325,7 +325,8 @@ def _disk(model: str, *, is_main: bool = True) -> Disk | None:
     folder = Path(HF_HUB_CACHE).expanduser().absolute()
     others = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")  # where one is set, HF_HOME changes nothing
     variable = next((name for name in others if name in os.environ), "HF_HOME")
-    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    here = (path for path in (folder, *folder.parents) if os.path.lexists(path))
+    existing = next(here, folder)  # itself, where its drive is not there
     problem, free = "", 0
     try:
         if not existing.is_dir():

@@ -76,7 +76,10 @@ def is_video(value: object) -> bool:
 def _begins_like_a_clip(value: Any) -> bool:
     """Tell it of bytes, of an array or tensor that holds those of a file, and of open files."""
     if isinstance(value, bytes | bytearray | memoryview):
-        head = bytes(value[:HEAD])
+        try:
+            head = bytes(value[:HEAD])
+        except ValueError:  # of a view that was released
+            head = b""
     elif isinstance(value, io.BytesIO):
         head = b"" if value.closed else value.getvalue()[:HEAD]  # not a copy, unlike its buffer
     elif isinstance(value, io.IOBase):

@@ -1309,15 +1309,17 @@ def test_a_package_that_peft_does_not_take(adapter, tmp_path, monkeypatch, way):
     for each in kept:
         each.cache_clear()
     said = "incompatible version of gptqmodel.* Install the versions that it asks for, or uninstall"
-    with pytest.raises(CheckpointError, match=said):
-        resolve(adapter).load(dtype=torch.float32)
-    if way == "installed":
-        shutil.rmtree(packages / "gptqmodel-5.0.0.dist-info")
-        install("gptqmodel", "7.0.0")
-    else:
-        shutil.rmtree(packages)
-    assert resolve(adapter).load(dtype=torch.float32)
-    for each in kept:
-        each.cache_clear()
-    for name in [each for each in sys.modules if each.partition(".")[0] == "gptqmodel"]:
-        del sys.modules[name]
+    try:
+        with pytest.raises(CheckpointError, match=said):
+            resolve(adapter).load(dtype=torch.float32)
+        if way == "installed":
+            shutil.rmtree(packages / "gptqmodel-5.0.0.dist-info")
+            install("gptqmodel", "7.0.0")
+        else:
+            shutil.rmtree(packages)
+        assert resolve(adapter).load(dtype=torch.float32)
+    finally:
+        for each in kept:
+            each.cache_clear()
+        for name in [each for each in sys.modules if each.partition(".")[0] == "gptqmodel"]:
+            del sys.modules[name]

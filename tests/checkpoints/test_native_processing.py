@@ -323,13 +323,17 @@ def test_videos_are_limited_by_what_was_saved_together(native, tmp_path):
     assert length(folder) != limited  # by the file that was not read before
 
 
-@pytest.mark.parametrize("how", ["chat_template.json", "a list", "a list without a default"])
+@pytest.mark.parametrize(
+    "how", ["chat_template.json", "a list in it", "a list", "a list without a default"]
+)
 def test_templates_in_older_places(native, tmp_path, how):
     source, folder = native("glm46v"), shutil.copytree(native("glm46v"), tmp_path / "c")
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").unlink()
-    if how == "chat_template.json":
-        (folder / how).write_text(json.dumps({"chat_template": template}))
+    if how in ("chat_template.json", "a list in it"):
+        listed = [{"name": "default", "template": template}, {"name": "b", "template": "{{ 1 }}"}]
+        held = template if how == "chat_template.json" else listed
+        (folder / "chat_template.json").write_text(json.dumps({"chat_template": held}))
     else:
         file = folder / "tokenizer_config.json"
         name = "default" if how == "a list" else "tools"

@@ -186,6 +186,12 @@ def test_how_a_clip_may_be_held(clip, how):
     assert greys(video, [0, 5]) == pytest.approx([10, 15], abs=0.7)
 
 
+def test_a_view_that_was_released_is_no_clip(clip):
+    held = memoryview(clip.read_bytes())
+    held.release()
+    assert not is_video(held)
+
+
 @pytest.mark.parametrize(
     "part",
     [

@@ -204,11 +204,20 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             f"The tokenizer of {folder} cannot be read: {reason(error)}.",
             "Every checkpoint of this kind has a tokenizer.json; download it again.",
         ) from error
-    if isinstance(tokenizer.chat_template, dict):  # of templates by name
-        tokenizer.chat_template = tokenizer.chat_template.get("default")
-    if tokenizer.chat_template is None and (folder / _OLD_TEMPLATE).is_file():
-        tokenizer.chat_template = read_json(folder / _OLD_TEMPLATE).get("chat_template")
+    found = _default_of(tokenizer.chat_template)
+    if found is None and (folder / _OLD_TEMPLATE).is_file():
+        found = _default_of(read_json(folder / _OLD_TEMPLATE).get("chat_template"))
+    tokenizer.chat_template = found
     return tokenizer
+
+
+def _default_of(template: Any) -> Any:
+    """Return a template, or the default one of several that are a dict, or a list as saved."""
+    if isinstance(template, list):
+        template = {
+            each.get("name"): each.get("template") for each in template if isinstance(each, dict)
+        }
+    return template.get("default") if isinstance(template, dict) else template
 
 
 def _vocabulary(config: Mapping[str, Any]) -> int:
