@@ -34,15 +34,22 @@ __all__ = [
 _DOT = "___"  # what ModelScope writes into folders for a dot of a name
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
+_SNAPSHOT = r"/snapshots(?:/(?P<revision>[\w.-]+))?"
+_OF_BOTH = rf"(?P<owner>{_NAME}?)--(?P<name>{_NAME})"
 _IN_CACHES = tuple(
     re.compile(pattern)
     for pattern in (
-        rf"(?:^|/)models(?:--|/)(?P<owner>{_NAME}?)--(?P<name>{_NAME})"
-        r"(?:/snapshots(?:/(?P<revision>[\w.-]+))?)?$",
-        rf"(?:^|/)modelscope/(?:hub/models|hub|models)/(?P<owner>{_NAME})/(?P<name>{_NAME})$",
+        rf"(?:^|/)models--{_OF_BOTH}(?:{_SNAPSHOT})?$",
+        rf"(?:^|/)models/{_OF_BOTH}{_SNAPSHOT}$",
+        rf"(?:^|/)modelscope/(?:hub/)?models/{_OF_BOTH}$",
+        rf"(?:^|/)modelscope/(?:hub/models|hub|models)/(?!models/)(?P<owner>{_NAME})"
+        rf"/(?P<name>{_NAME})$",
     )
 )
-"""Where caches of the hub and of ModelScope have a repository, in older layouts and today's."""
+"""Where caches of the hub and of ModelScope have a repository, in older layouts and today's.
+
+A folder of the user's may be ``models/chat--v2``: nothing is to be downloaded in its place.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1210,6 +1210,8 @@ ELSEWHERE = {
     "/mnt/workspace/.cache/modelscope/hub/models/me/My-GLM-4___1V": "0",
     "/mnt/workspace/.cache/modelscope/hub/me/My-GLM-4.1V/": "0",
     "/mnt/workspace/.cache/modelscope/models/me--My-GLM-4.1V/snapshots/master": "0",
+    "/mnt/workspace/.cache/modelscope/models/me--My-GLM-4.1V": "0",
+    "/data/cache/models/me--My-GLM-4.1V/snapshots/master": "0",
 }
 
 
@@ -1236,7 +1238,19 @@ def test_a_base_in_the_cache_of_another_machine_is_found_in_the_cache_here(
 
 
 @pytest.mark.parametrize(
-    "path", ["/x/y", "me/My-GLM", "/data/modelscope/me/c", "models--a", "/x/models--me--b/c/d"]
+    "path",
+    [
+        "/x/y",
+        "me/My-GLM",
+        "/data/modelscope/me/c",
+        "models--a",
+        "/x/models--me--b/c/d",
+        "/home/me/models/chat--v2",
+        "models/team--glm-4v-9b",
+        "/x/modelscope/hub/models/foo",
+        "/x/modelscope/hub/models/foo/",
+        "/x/modelscope/models/models/foo",
+    ],
 )
 def test_other_paths_are_of_no_cache(path):
     assert cached_elsewhere(path) is None
