@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.queues import JoinableQueue, Queue
@@ -11,12 +12,13 @@ from typing import Any, Protocol
 import torch
 
 from glm4v_magic.virtual_gpus.storages import refuse_processes
-from glm4v_magic.virtual_gpus.tensor import CPU, VirtualTensor, leaves
+from glm4v_magic.virtual_gpus.tensor import CPU, VirtualTensor
 
 __all__ = ["files_of_gpus", "queues_of_processes"]
 
 # PyTorch's own packages for the CPU and CUDA have 10 and 20; a lower number is asked first.
 _PRIORITY = 5
+_STORAGES = (torch.UntypedStorage, torch.TypedStorage)
 
 ForkingPickler.register(VirtualTensor, refuse_processes)
 
@@ -61,7 +63,7 @@ def files_of_gpus(machine: _Machine) -> Iterator[None]:
 
 @contextmanager
 def queues_of_processes() -> Iterator[None]:
-    """Refuse a virtual tensor where it is put into a queue.
+    """Refuse what has memory of a virtual GPU where it is put into a queue.
 
     A `Queue` pickles in a thread of its own: nobody could catch the refusal there, and whoever
     reads the queue would wait for ever.
@@ -78,12 +80,43 @@ def queues_of_processes() -> Iterator[None]:
 
 def _refusing(put: Callable[..., None]) -> Callable[..., None]:
     def checked(queue: Any, item: Any, *args: Any, **kwargs: Any) -> None:
-        held = item.parameters() if isinstance(item, torch.nn.Module) else leaves(item)
-        if any(isinstance(each, VirtualTensor) for each in held):
+        # A queue that hands the error of its thread on, as that of a pool's tasks, does so itself.
+        is_silent = type(queue)._on_queue_feeder_error is Queue._on_queue_feeder_error  # type: ignore[attr-defined]
+        if is_silent and _is_on_gpu(item):
             refuse_processes()
         put(queue, item, *args, **kwargs)
 
     return checked
+
+
+def _is_on_gpu(item: object) -> bool:
+    """Tell whether pickling would come upon memory of a virtual GPU, wherever in an object."""
+    try:
+        _Finder(_Nowhere(), protocol=5, buffer_callback=lambda _: None).dump(item)
+    except _FoundError:
+        return True
+    except Exception:  # of any object's own; the queue says so
+        return False
+    return False
+
+
+class _FoundError(Exception):
+    pass
+
+
+class _Nowhere:
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+
+class _Finder(pickle.Pickler):
+    """Pickles all but the values of tensors."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        is_storage = isinstance(obj, _STORAGES)
+        if isinstance(obj, VirtualTensor) or (is_storage and _untyped(obj).device.type == "cuda"):
+            raise _FoundError
+        return (int, ()) if is_storage or isinstance(obj, torch.Tensor) else NotImplemented
 
 
 def _untyped(storage: Any) -> Any:

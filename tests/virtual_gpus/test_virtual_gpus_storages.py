@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -309,6 +310,47 @@ def test_queues_and_pipes_refuse_a_virtual_gpu_where_it_is_put(make: Any) -> Non
             got = get()
             assert (got.tolist(), str(got.device)) == ([0, 1, 2, 3], "cpu")
             assert str(got.to("cuda:1").device) == "cuda:1"
+
+
+class Holder:
+    """Anything with an attribute."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+
+WITHIN: dict[str, Callable[[torch.Tensor], Any]] = {
+    "buffers alone": lambda _: nn.BatchNorm1d(2, affine=False).cuda(),
+    "a module in a list": lambda _: [nn.Linear(2, 2).cuda()],
+    "an attribute": Holder,
+    "an object in an object": lambda numbers: {1: Holder((Holder(numbers),))},
+    "a storage": lambda numbers: numbers.untyped_storage(),
+    "a typed storage": lambda numbers: [numbers.storage()],
+}
+
+
+@pytest.mark.parametrize("way", WITHIN)
+def test_a_queue_refuses_a_virtual_gpu_wherever_in_an_object(way: str) -> None:
+    queue: Any = multiprocessing.Queue()
+    with VirtualGPUs("2x1GiB", available=True):
+        given = WITHIN[way](numbers("cuda:1"))
+        with pytest.raises(NotImplementedError, match=r"hand another one the tensor\.cpu\(\)"):
+            queue.put(given)
+        queue.put(Holder([numbers("cpu"), nn.Linear(2, 2), np.arange(3), b"bytes"]))
+        held = queue.get().held
+        assert (held[0].tolist(), held[2].tolist(), held[3]) == ([0, 1, 2, 3], [0, 1, 2], b"bytes")
+        queue.put("what follows comes through")
+        assert queue.get() == "what follows comes through"
+
+
+def test_a_pool_says_itself_what_cannot_be_handed_to_it() -> None:
+    """A refusal in the thread that fills its queue would end the thread."""
+    context = multiprocessing.get_context("spawn")
+    with VirtualGPUs("1x1GiB"), ProcessPoolExecutor(1, mp_context=context) as pool:
+        for _ in range(2):
+            with pytest.raises(NotImplementedError, match="Virtual GPUs end with their process"):
+                pool.submit(len, numbers("cuda:0")).result(timeout=60)
+        assert pool.submit(len, [1, 2]).result(timeout=60) == 2
 
 
 def test_storages_without_data() -> None:
