@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import re
 import shutil
 import threading
@@ -230,16 +231,25 @@ def test_messages_that_a_model_cannot_take(run, shell):
 
 @cures(
     "DeviceMapError",
-    "Make a map to start from with `%glm4v plan MODEL --gpus SPEC --json`.",
+    "Make a map to start from with `made = %glm4v plan MODEL --gpus SPEC`: `made.device_map()` is "
+    "a dict of modules that can be changed, and `--map` takes the variable that holds it.",
+    "A plan itself is changed by its options, such as `--pin`, not in its file.",
     "Try a map before loading with `%glm4v check MODEL --gpus SPEC --map FILE`.",
 )
-def test_a_map_that_is_started_from_and_tried(run, tmp_path):
+def test_a_map_that_is_started_from_and_tried(run, shell, tmp_path):
     (tmp_path / "wrong.json").write_text('{"model.vision": 0}')
     assert "gives 'model.language_model'" in run(
         "%glm4v check demo --gpus 2x1GiB --map wrong.json", fails=True
     )
-    (tmp_path / "map.json").write_text(run("%glm4v plan demo --gpus 2x1GiB --json"))
+    run("made = %glm4v plan demo --gpus 2x1GiB --objective balance")
+    run("changed = made.device_map()")
+    before = shell.user_ns["changed"]["lm_head"]
+    run(f"changed['lm_head'] = {1 - before}")
+    assert "It would run" in run("%glm4v check demo --gpus 2x1GiB --map changed")
+    (tmp_path / "map.json").write_text(json.dumps(shell.user_ns["changed"]))
     assert "It would run" in run("%glm4v check demo --gpus 2x1GiB --map map.json")
+    run(f"made = %glm4v plan demo --gpus 2x1GiB --objective balance --pin head={1 - before}")
+    assert "It would run" in run("%glm4v check --gpus 2x1GiB --map made")
     run("%glm4v load demo --map wrong.json", fails=True)
 
 
@@ -277,10 +287,11 @@ def test_what_would_fit_fits():
     "Check host, port and the end of the address: that of an OpenAI-compatible API usually ends in "
     "`/v1`.",
     "Then ask again: nothing has to be loaded anew.",
+    "Where the message says so, load the model again, or another copy of it, and ask then.",
     "Rows of `--over` that were answered before are in `_` and in the variable of `-o`, and are "
     "not asked again.",
 )
-def test_a_server_that_is_elsewhere_or_fails(run, shell):
+def test_a_server_that_is_elsewhere_or_fails(run, shell, tmp_path):
     with scripted_server() as server:
         server.answer(MODELS, models("m"))
         port = server.url.rpartition(":")[2].partition("/")[0]
@@ -305,6 +316,13 @@ def test_a_server_that_is_elsewhere_or_fails(run, shell):
         assert "Yes." in run('%glm4v ask "Is it red?"')
         assert "2 of 2 rows answered, 1 of them from before" in run(rows)
         assert len(server.requests) == before + 2
+    folder = shutil.copytree(golden.CHECKPOINT, tmp_path / "model")
+    weights = (folder / "model.safetensors").read_bytes()
+    run(f"%glm4v load {folder} --gpus cpu --dtype float32")
+    (folder / "model.safetensors").write_bytes(weights[:-4] + bytes(4))
+    assert "Load it again." in run('%glm4v ask "Is it red?" --max-tokens 2', fails=True)
+    run("%glm4v load")
+    run('%glm4v ask "Is it red?" --max-tokens 2')
 
 
 @cures(
