@@ -80,13 +80,17 @@ build/pillow:
 	mv build/download/pillow-*/ build/pillow
 
 # Files that Pillow does not read, with the packages that a message names for them, in an environment
-# of its own.
+# of its own; tifffile writes one of them. Pillow 11.3 and later read AVIF: an older one has another.
 nightly-formats:
 	$(PYTHON) -m venv build/formats
 	build/formats/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[test]' cairosvg cfgrib h5py OpenEXR \
-		opencv-python-headless pillow-heif pillow-jxl-plugin pydicom xarray
-	build/formats/bin/python -m pytest -m nightly tests/images/test_formats_followed.py
+		--constraint constraints.txt --editable '.[test]' astropy cfgrib h5py OpenEXR \
+		opencv-python-headless pillow-heif pillow-jxl-plugin pydicom rawpy resvg-py tifffile xarray
+	$(PYTHON) -m venv build/pillow-10
+	build/pillow-10/bin/python -m pip install --quiet --disable-pip-version-check \
+		pillow==10.3.0 numpy pillow-avif-plugin
+	GLM4V_OLD_PILLOW=$(CURDIR)/build/pillow-10/bin/python \
+		build/formats/bin/python -m pytest -m nightly tests/images/test_formats_followed.py
 
 # The patch of published code with the transformers that runs it, in an environment of its own.
 nightly-patch:

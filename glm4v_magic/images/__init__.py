@@ -17,8 +17,8 @@ libraries: where such a value exists, its library is imported already. This room
 
 Begin with `words` and `values`. The modules, each on top of the next: `words` and `values`, both on
 `names` and `holders`; `missing`; `files` and `uris`; `decode`; `pdf`, `rgb` and `encoded`;
-`frugal`, `scaling` and `tiff`. Only `uris` reaches the network, through `web`. `crop` cuts a
-rectangle out of an image, `marked` draws boxes on one; `clipboard` reads the clipboard.
+`frugal`, `scaling`, `tiff` and `fits`. Only `uris` reaches the network, through `web`. `crop` cuts
+a rectangle out of an image, `marked` draws boxes on one; `clipboard` reads the clipboard.
 `recognised` tells what may be an image without reading it.
 """
 

@@ -11,12 +11,13 @@ from typing import IO, TYPE_CHECKING
 from glm4v_magic.core.errors import ImageError
 from glm4v_magic.core.image import Limits, SourcedImage
 from glm4v_magic.images.encoded import own_bytes
+from glm4v_magic.images.fits import is_misread
 from glm4v_magic.images.formats import HEAD, not_an_image
 from glm4v_magic.images.frugal import LITTLE, MOST, areas_of, bytes_of, copy_plain, reduce
 from glm4v_magic.images.messages import one_line, require_page, unreadable
 from glm4v_magic.images.pdf import draw, is_pdf
 from glm4v_magic.images.rgb import has_profile, rgb_as_read, turn
-from glm4v_magic.images.tiff import kind_of_tiff
+from glm4v_magic.images.tiff import is_preview, kind_of_tiff, raw_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,6 +50,8 @@ def decode(stream: IO[bytes], source: str, limits: Limits, page: int | None = No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         opened = _opened(stream, source, limits)
+        if is_preview(opened):
+            raise raw_image(source)
         _require_size(opened, source, limits)
         copy_plain(opened)
         parts, areas = 1, areas_of(opened, stream)
@@ -170,7 +173,9 @@ def _opened(stream: IO[bytes], source: str, limits: Limits) -> Image.Image:
 
 def _identified(stream: IO[bytes]) -> Image.Image:
     """Read the header with the plugins that are imported; the common ones always are."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
+    if is_misread(stream):
+        raise UnidentifiedImageError
     Image.preinit()
     return Image.open(stream, formats=[name for name in Image.ID if name not in _NOT_READ])

@@ -12,6 +12,7 @@ __all__ = [
     "CLIPS",
     "CLIP_FORMATS",
     "HEAD",
+    "RAW",
     "SUFFIXES",
     "ClipFormat",
     "clip_format",
@@ -97,10 +98,17 @@ _IMAGE_SIGNATURES = (
     (re.compile(rb"\0\0\x01\0[^\0]"), "icon"),
     (re.compile(rb"qoif"), "QOI"),
 )
-_RAW = "Develop it: rawpy.imread(path).postprocess() gives an array. pip install rawpy"
+RAW = "Develop it: rawpy.imread(path).postprocess() gives an array. pip install rawpy"
+"""What can be done with a camera's raw image."""
+
 _OTHER_SIGNATURES = (
     (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "a PostScript document", _PNG_FIRST),
     (re.compile(rb"PK\x03\x04"), "a ZIP archive or an office document", "Unpack the image."),
+    (
+        re.compile(rb"\x1f\x8b|BZh\d1AY|\xfd7zXZ\0|7z\xbc\xaf\x27\x1c|Rar!\x1a\x07|\x28\xb5\x2f\xfd"),
+        "a packed file",
+        "Unpack the image.",
+    ),
     (
         re.compile(rb".{4}ftyp(%b)" % _HEIF, re.DOTALL),
         "a HEIC image, which Pillow cannot read alone",
@@ -116,8 +124,8 @@ _OTHER_SIGNATURES = (
         "a JPEG XL image, which Pillow cannot read alone",
         "Save it as PNG, or install pillow-jxl-plugin and import pillow_jxl.",
     ),
-    (re.compile(rb".{4}ftyp%b|II\*\0.{4}CR|FUJIFILMCCD-RAW|IIRS|IIU\0" % _CR3, re.DOTALL),
-     "a camera's raw image", _RAW),
+    (re.compile(rb".{4}ftyp%b|II\*\0.{4}CR|FUJIFILMCCD-RAW|II(?:R[OS]|U\0)|MMOR" % _CR3, re.DOTALL),
+     "a camera's raw image", RAW),
     (
         re.compile(rb".{128}DICM", re.DOTALL),
         "a DICOM image",
@@ -136,7 +144,12 @@ _OTHER_SIGNATURES = (
         "cv2.imread(path, cv2.IMREAD_UNCHANGED)[..., ::-1]. pip install opencv-python-headless",
     ),
     (re.compile(rb"\x93NUMPY"), "an array of NumPy", "Load it: numpy.load(path)."),
-    (re.compile(rb"\x89HDF"), "an HDF5 file", "Read the image with h5py. pip install h5py"),
+    (
+        re.compile(rb"\x89HDF"),
+        "an HDF5 file",
+        "Read the image with h5py: h5py.File(path)[name][()] is an array, and its names are "
+        "list(h5py.File(path)). pip install h5py",
+    ),
     (re.compile(rb"SIMPLE  ="), "a FITS file that Pillow cannot read",
      "Read it with astropy: astropy.io.fits.getdata(path). pip install astropy"),
     (re.compile(rb"gimp xcf "), "a GIMP drawing", "Export it as a PNG first."),
@@ -146,8 +159,17 @@ _OTHER_SIGNATURES = (
         "a Windows metafile",
         _PNG_FIRST,
     ),
-    (re.compile(rb"GRIB|BUFR"), "a file of weather data",
-     "Read it with xarray and cfgrib, and give one of its arrays. pip install xarray cfgrib"),
+    (
+        re.compile(rb"GRIB"),
+        "a GRIB file of weather data",
+        'Read it with xarray: xarray.open_dataset(path, engine="cfgrib") has arrays; scale one '
+        "to 0 to 1. pip install xarray cfgrib",
+    ),
+    (
+        re.compile(rb"BUFR"),
+        "a BUFR file of weather observations",
+        "Draw its values, and give the figure.",
+    ),
     (
         re.compile(rb"version https://git-lfs"),
         "a Git LFS pointer, not the image itself",
@@ -156,7 +178,8 @@ _OTHER_SIGNATURES = (
     (
         re.compile(rb"\s*(<\?xml.*)?<svg", re.DOTALL),
         "an SVG drawing",
-        "Save it as a PNG first, or draw it with cairosvg.svg2png. pip install cairosvg",
+        "Save it as a PNG first, or draw it: resvg_py.svg_to_bytes(svg_path=path) is a PNG. "
+        "pip install resvg-py",
     ),
     (
         re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE),

@@ -90,7 +90,8 @@ def scale_of_integers(low: int, high: int, dtype: np.dtype, source: str) -> tupl
         return lambda values: np.rint(values / step).astype(np.uint8), note
     raise ImageError(
         f"{one_line(source)} holds {dtype} values from {low} to {high}.",
-        "Integers must be from 0 to 255, or uint16.",
+        "Integers must be from 0 to 255, or uint16."
+        + (f" Or scale their range to 0 to 1: {_to_one(low, high)}." if high > low else ""),
     )
 
 
@@ -121,7 +122,7 @@ def scale_of_floats(parts: Iterable[np.ndarray], source: str, *, top: int) -> Sc
         if top == 1 and low >= 0 and 127 < high <= 255:
             hint = "Divide by 255."
         elif top == 1 and low >= 0 and high > low:  # a depth map, a heat map, labels
-            hint = f"Scale its range to 0 to 1: (values - {low:.4g}) / {high - low:.4g}."
+            hint = f"Scale its range to 0 to 1: {_to_one(low, high)}."
         elif -10 <= low < 0 and high <= 10:
             hint = "If it was normalised, undo that: values * std + mean."
         raise ImageError(
@@ -130,3 +131,13 @@ def scale_of_floats(parts: Iterable[np.ndarray], source: str, *, top: int) -> Sc
     return lambda values: np.rint(
         values.astype(np.float32).clip(0, top) * np.float32(255 / top)
     ).astype(np.uint8)
+
+
+def _to_one(low: float, high: float) -> str:
+    """Return what scales values to 0 to 1, with as few digits as do."""
+    size = high - low
+    forms = (f"{low:.{digits}g}" for digits in (4, 6, 9, 12))
+    least = next((form for form in forms if abs(float(form) - low) < size / 2000), repr(low))
+    if isinstance(low, int) and least.lstrip("-").isdigit():
+        least += ".0"  # of integers of few bits a difference may be too large
+    return f"(values - {least}) / {size:.4g}"

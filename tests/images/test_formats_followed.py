@@ -1,13 +1,16 @@
 """Files that are no image for Pillow: what a message says makes them one.
 
-``make nightly-formats`` installs the packages that are named.
+``make nightly-formats`` installs the packages that are named, and has two more environments: in one
+are those that only write files, in the other an older Pillow.
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import io
 import os
+import re
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -27,8 +30,9 @@ RED = Image.new("RGB", (16, 16), "red")
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 99\n"
 
 
-Refuse = Callable[[str], None]
-"""Sees that a file is refused, with the advice that is followed then."""
+Refuse = Callable[[str], str]
+"""Sees that a file is refused, and returns the message with the advice that is followed then."""
+ROOT = Path(__file__).parents[2]
 
 
 def taken(given: Any) -> np.ndarray:
@@ -37,10 +41,11 @@ def taken(given: Any) -> np.ndarray:
     return np.asarray(found.image.convert("RGB")).astype(int)
 
 
-def refused(path: str, advice: str) -> None:
+def refused(path: str, advice: str) -> str:
     with pytest.raises(ImageError) as caught:
         taken(path)
     assert str(caught.value).endswith(advice), str(caught.value)
+    return str(caught.value)
 
 
 def png() -> bytes:
@@ -114,7 +119,22 @@ def test_what_is_no_image_is_made_one(tmp_path, monkeypatch, advice: str) -> Non
     assert np.array_equal(taken(made), np.asarray(RED))
 
 
-def dicom(pydicom: Any, refuse: Refuse) -> Any:
+def value_of(said: str, expression: str, path: str, **names: Any) -> Any:
+    """Return what an expression in a message gives, as it is written there."""
+    found = re.search(expression, said)
+    assert found, said
+    return eval(found[0], {"path": path, **names})
+
+
+def scaled(values: Any) -> Any:
+    """Return values of another range as the message says then; ``values`` is what it calls them."""
+    with pytest.raises(ImageError) as caught:
+        taken(values)
+    return value_of(str(caught.value), r"(?<=range to 0 to 1: ).+(?=\.$)", "", values=values)
+
+
+def dicom(refuse: Refuse) -> Any:
+    pydicom = importlib.import_module("pydicom")
     meta, given = pydicom.dataset.FileMetaDataset(), pydicom.dataset.Dataset()
     meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
     meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
@@ -122,93 +142,236 @@ def dicom(pydicom: Any, refuse: Refuse) -> Any:
     given.file_meta = meta
     given.SOPClassUID = meta.MediaStorageSOPClassUID
     given.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
-    given.Rows = given.Columns = 16
-    given.SamplesPerPixel, given.PlanarConfiguration = 3, 0
-    given.PhotometricInterpretation = "RGB"
-    given.BitsAllocated = given.BitsStored = 8
-    given.HighBit, given.PixelRepresentation = 7, 0
-    given.PixelData = np.asarray(RED).tobytes()
+    given.Rows, given.Columns = RAMP.shape
+    given.SamplesPerPixel, given.PhotometricInterpretation = 1, "MONOCHROME2"
+    given.BitsAllocated, given.BitsStored, given.HighBit = 16, 16, 15
+    given.PixelRepresentation = 1  # as of a tomograph, in Hounsfield units
+    given.PixelData = (RAMP.astype(np.int16) * 8 - 1024).tobytes()
+    given["PixelData"].VR = "OW"
     given.save_as("a", enforce_file_format=True)
-    refuse("a")
-    return pydicom.dcmread("a").pixel_array
+    said = refuse("a")
+    return scaled(value_of(said, r"pydicom\.dcmread\(.*\)\.pixel_array", "a", pydicom=pydicom))
 
 
-def hdf5(h5py: Any, refuse: Refuse) -> Any:
+def hdf5(refuse: Refuse) -> Any:
+    h5py = importlib.import_module("h5py")
     with h5py.File("a", "w") as file:
-        file["image"] = np.asarray(RED)
-    refuse("a")
-    return h5py.File("a")["image"][:]
+        file["photo"] = RAMP
+    said = refuse("a")
+    (name,) = value_of(said, r"list\(h5py\.File\(path\)\)", "a", h5py=h5py)
+    return value_of(said, r"h5py\.File\(path\)\[name\]\[\(\)\]", "a", h5py=h5py, name=name)
 
 
-def radiance(cv2: Any, refuse: Refuse) -> Any:
+def radiance(refuse: Refuse) -> Any:
+    cv2 = importlib.import_module("cv2")
     cv2.imwrite("a.hdr", np.asarray(RED, np.float32)[..., ::-1] / 51)
-    refuse("a.hdr")
-    return cv2.imread("a.hdr", cv2.IMREAD_UNCHANGED)[..., ::-1] / 5
+    said = refuse("a.hdr")
+    return scaled(value_of(said, r"cv2\.imread\(.*\[\.\.\., ::-1\]", "a.hdr", cv2=cv2))
 
 
-def exr(module: Any, refuse: Refuse) -> Any:
+def exr(refuse: Refuse) -> Any:
+    module = importlib.import_module("OpenEXR")
     header = {"compression": module.ZIP_COMPRESSION, "type": module.scanlineimage}
     with module.File(header, {"RGB": np.asarray(RED, np.float32) / 51}) as file:
         file.write("a.exr")
-    refuse("a.exr")
-    return module.File("a.exr").channels()["RGB"].pixels / 5
+    said = refuse("a.exr")
+    return scaled(value_of(said, r"OpenEXR\.File\(path\).*\.pixels", "a.exr", OpenEXR=module))
 
 
-def svg(cairosvg: Any, refuse: Refuse) -> Any:
+def svg(refuse: Refuse) -> Any:
+    resvg_py = importlib.import_module("resvg_py")
     size = 'xmlns="http://www.w3.org/2000/svg" width="16" height="16"'
     Path("a.svg").write_text(f'<svg {size}><rect width="16" height="16" fill="red"/></svg>')
-    refuse("a.svg")
-    return cairosvg.svg2png(url="a.svg")
+    said = refuse("a.svg")
+    return value_of(said, r"resvg_py\.svg_to_bytes\(.*?\)", "a.svg", resvg_py=resvg_py)
 
 
-def heic(pillow_heif: Any, refuse: Refuse) -> Any:
+def heic(refuse: Refuse) -> Any:
+    pillow_heif = importlib.import_module("pillow_heif")
     pillow_heif.from_pillow(RED).save("a.heic")
-    refuse("a.heic")
-    pillow_heif.register_heif_opener()
+    said = refuse("a.heic")
+    value_of(said, r"pillow_heif\.\w+\(\)", "", pillow_heif=pillow_heif)
+    Image.open("a.heic").save("a.jpg")  # the other way
+    assert np.abs(taken("a.jpg") - np.asarray(RED)).max() <= 2
     return "a.heic"
 
 
-def jxl(_: Any, refuse: Refuse) -> Any:
-    """The package is imported by then, so the refusal is that of another test."""
-    RED.save("a.jxl", lossless=True)
+def jxl(refuse: Refuse) -> Any:
+    """Another process writes it: where the package is imported, Pillow reads it."""
+    code = "import pillow_jxl; from PIL import Image; "
+    code += "Image.new('RGB', (16, 16), 'red').save('a.jxl', lossless=True)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    found = re.search(r"import pillow_jxl(?=\.$)", refuse("a.jxl"))
+    assert found
+    exec(found[0])
+    Image.open("a.jxl").save("a.png")  # the other way
+    assert np.array_equal(taken("a.png"), np.asarray(RED))
     return "a.jxl"
 
 
-def grib(eccodes: Any, refuse: Refuse) -> Any:
-    xarray = importlib.import_module("xarray")
+def grib(refuse: Refuse) -> Any:
+    eccodes, xarray = map(importlib.import_module, ("eccodes", "xarray"))
     message = eccodes.codes_grib_new_from_samples("regular_ll_sfc_grib2")
+    shape = eccodes.codes_get(message, "Nj"), eccodes.codes_get(message, "Ni")
+    eccodes.codes_set_values(message, np.resize(RAMP / 255.0 * 50 + 250, shape).ravel())
     with open("a.grib", "wb") as file:
         eccodes.codes_write(message, file)
-    refuse("a.grib")
-    values = xarray.open_dataset("a.grib", engine="cfgrib")["t"].values
-    assert values.ndim == 2
-    return np.asarray(RED)
+    said = refuse("a.grib")
+    (values,) = value_of(
+        said, r"xarray\.open_dataset\(.*?\)", "a.grib", xarray=xarray
+    ).data_vars.values()
+    return scaled(values)[: len(RAMP), : RAMP.shape[1]]
 
 
+def bufr(refuse: Refuse) -> Any:
+    """Four stations are drawn as points of red; the package that reads them is another's."""
+    eccodes = importlib.import_module("eccodes")
+    figure = importlib.import_module("matplotlib.figure").Figure((0.16, 0.16), facecolor="red")
+    message = eccodes.codes_bufr_new_from_samples("BUFR4")
+    eccodes.codes_set(message, "compressedData", 1)
+    eccodes.codes_set(message, "numberOfSubsets", 4)
+    eccodes.codes_set_array(message, "unexpandedDescriptors", [301021])
+    for name in ("latitude", "longitude"):
+        eccodes.codes_set_array(message, name, [1.0, 2.0, 3.0, 4.0])
+    eccodes.codes_set(message, "pack", 1)
+    with open("a.bufr", "wb") as file:
+        eccodes.codes_write(message, file)
+    refuse("a.bufr")
+    with open("a.bufr", "rb") as file:
+        found = eccodes.codes_bufr_new_from_file(file)
+    eccodes.codes_set(found, "unpack", 1)
+    places = [eccodes.codes_get_array(found, name) for name in ("latitude", "longitude")]
+    assert np.allclose(places, [[1, 2, 3, 4]] * 2)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.plot(*places, "r.")
+    return figure
+
+
+def telescope(refuse: Refuse) -> Any:
+    """In all forms in which it is refused, the values are the same."""
+    fits = importlib.import_module("astropy.io.fits")
+    values = RAMP.astype(np.int16) * 8 - 1024
+    forms = [
+        fits.PrimaryHDU(values.astype(np.int64)),
+        fits.PrimaryHDU(RAMP.astype(np.uint16) * 257),  # with BZERO
+        *(fits.CompImageHDU(values, compression_type=kind) for kind in ("RICE_1", "GZIP_2")),
+    ]
+    read = []
+    for number, form in enumerate(forms):
+        path = f"{number}.fits"
+        form.writeto(path)
+        said = refuse(path)
+        astropy = sys.modules["astropy"]
+        array = value_of(said, r"astropy\.io\.fits\.getdata\(path\)", path, astropy=astropy)
+        read.append(array if array.dtype.kind == "u" else scaled(array))
+    assert all(np.abs(taken(each) - taken(read[0])).max() <= 2 for each in read)
+    return read[0]
+
+
+def raw(refuse: Refuse) -> Any:
+    """An image of red, as the sensor of a camera has it: a square of red, green, green, blue."""
+    tifffile, rawpy = map(importlib.import_module, ("tifffile", "rawpy"))
+    sensor = np.zeros((32, 32), np.uint16)
+    sensor[::2, ::2] = 4095
+    tags = [
+        (50706, "B", 4, bytes([1, 4, 0, 0]), True), (50707, "B", 4, bytes([1, 1, 0, 0]), True),
+        (50708, "s", 0, "Made here", True), (33421, "H", 2, (2, 2), True),
+        (33422, "B", 4, bytes([0, 1, 1, 2]), True), (50717, "I", 1, 4095, True),
+        (50721, "2i", 9, (1, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 1, 1), True),
+        (50728, "2I", 3, (1, 1) * 3, True), (50778, "H", 1, 21, True),
+    ]  # fmt: skip
+    tifffile.imwrite("a.dng", sensor, photometric=32803, extratags=tags, metadata=None)
+    with tifffile.TiffWriter("b.dng") as file:  # a small preview comes first
+        small = np.zeros((4, 4, 3), np.uint8)
+        file.write(small, subifds=1, subfiletype=1, extratags=tags, metadata=None)
+        file.write(sensor, photometric=32803, extratags=tags[3:6], metadata=None)
+    expression = r"rawpy\.imread\(path\)\.postprocess\(\)"
+    photo, other = (
+        value_of(refuse(path), expression, path, rawpy=rawpy) for path in ("a.dng", "b.dng")
+    )
+    assert np.array_equal(photo, other)
+    return photo[8:24, 8:24]
+
+
+RAMP = np.tile(np.arange(0, 256, 17, dtype=np.uint8), (16, 1))
+GREY = Image.fromarray(RAMP).convert("RGB")
 PACKAGES = {
     "Read it with pydicom: pydicom.dcmread(path).pixel_array is an array. pip install pydicom": (
-        "pydicom", dicom),
-    "Read the image with h5py. pip install h5py": ("h5py", hdf5),
+        "pydicom", dicom, GREY),
+    "Read the image with h5py: h5py.File(path)[name][()] is an array, and its names are "
+    "list(h5py.File(path)). pip install h5py": ("h5py", hdf5, GREY),
     "Read it with OpenCV, and scale its values to 0 to 1: "
     "cv2.imread(path, cv2.IMREAD_UNCHANGED)[..., ::-1]. pip install opencv-python-headless": (
-        "cv2", radiance),
+        "cv2", radiance, RED),
     "Read it with OpenEXR, and scale its values to 0 to 1: "
-    'OpenEXR.File(path).channels()["RGB"].pixels. pip install OpenEXR': ("OpenEXR", exr),
-    "Save it as a PNG first, or draw it with cairosvg.svg2png. pip install cairosvg": (
-        "cairosvg", svg),
+    'OpenEXR.File(path).channels()["RGB"].pixels. pip install OpenEXR': ("OpenEXR", exr, RED),
+    "Save it as a PNG first, or draw it: resvg_py.svg_to_bytes(svg_path=path) is a PNG. "
+    "pip install resvg-py": ("resvg_py", svg, RED),
     "Save it as JPEG, or install pillow-heif and call pillow_heif.register_heif_opener().": (
-        "pillow_heif", heic),
-    "Save it as PNG, or install pillow-jxl-plugin and import pillow_jxl.": ("pillow_jxl", jxl),
-    "Read it with xarray and cfgrib, and give one of its arrays. pip install xarray cfgrib": (
-        "eccodes", grib),
+        "pillow_heif", heic, RED),
+    "Save it as PNG, or install pillow-jxl-plugin and import pillow_jxl.": (
+        "pillow_jxl", jxl, RED),
+    'Read it with xarray: xarray.open_dataset(path, engine="cfgrib") has arrays; scale one to 0 '
+    "to 1. pip install xarray cfgrib": ("cfgrib", grib, GREY),
+    "Draw its values, and give the figure.": ("eccodes", bufr, RED),
+    "Read it with astropy: astropy.io.fits.getdata(path). pip install astropy": (
+        "astropy", telescope, GREY),
+    "Develop it: rawpy.imread(path).postprocess() gives an array. pip install rawpy": (
+        "rawpy", raw, RED),
 }  # fmt: skip
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("advice", PACKAGES)
 def test_a_package_that_is_named_reads_it(tmp_path, monkeypatch, advice: str) -> None:
-    name, read = PACKAGES[advice]
-    package = pytest.importorskip(name)
+    name, read, expected = PACKAGES[advice]
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"needs {name}; make nightly-formats installs it")
     monkeypatch.chdir(tmp_path)
-    given = read(package, lambda path: refused(path, advice))
-    assert np.abs(taken(given) - np.asarray(RED)).max() <= 2
+    given = read(lambda path: refused(path, advice))
+    assert np.abs(taken(given) - np.asarray(expected)).max() <= 2
+
+
+PLUGIN = "Install pillow-avif-plugin and import pillow_avif."
+WITH_AN_OLDER_PILLOW = """
+import re
+from glm4v_magic.core.errors import ImageError
+from glm4v_magic.images import to_image
+try:
+    to_image("a.avif", "x")
+except ImageError as error:
+    said = str(error)
+print(said)
+exec(re.search(r"import pillow_avif(?=\\.$)", said)[0])
+print(*to_image("a.avif", "x").image.getpixel((8, 8)))
+"""
+
+
+@pytest.mark.nightly
+def test_an_older_pillow_reads_avif_with_a_plugin(tmp_path) -> None:
+    python = os.environ.get("GLM4V_OLD_PILLOW")
+    if python is None:
+        pytest.skip("needs a Pillow before 11.3; make nightly-formats has one")
+    RED.save(tmp_path / "a.avif", quality=100)
+    said, pixel = subprocess.run(
+        [python, "-c", WITH_AN_OLDER_PILLOW], cwd=tmp_path, check=True, stdout=subprocess.PIPE,
+        text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ).stdout.splitlines()  # fmt: skip
+    assert said.endswith(PLUGIN)
+    assert np.abs(np.array(pixel.split(), int) - (255, 0, 0)).max() <= 3
+
+
+def test_what_is_named_is_installed_there() -> None:
+    """By the target of the Makefile, in the words of the messages."""
+    (target,) = re.findall(
+        r"(?m)^nightly-formats:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text()
+    )
+    named = {
+        name
+        for said in (*PACKAGES, PLUGIN)
+        for words in re.findall(r"(?:pip install|[Ii]nstall(?= pillow)) ((?:[\w-]+ ?)+)", said)
+        for name in words.split(" and ")[0].split()
+    }
+    assert len(named) > 10
+    assert named <= set(target.split())

@@ -146,7 +146,10 @@ class TestRows:
     def test_text_of_a_drawing(self):
         for text in ("<svg xmlns='http://www.w3.org/2000/svg'/>", "<?xml version='1.0'?>\n<svg/>"):
             message = error_of(to_images, text, "x")
-            assert "is an SVG drawing. Save it as a PNG first, or draw it with cairosvg" in message
+            assert (
+                "is an SVG drawing. Save it as a PNG first, or draw it: resvg_py.svg_to_bytes("
+                in message
+            )
             assert "folder" not in message
 
     def test_masked_values(self):

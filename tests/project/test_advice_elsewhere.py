@@ -1,4 +1,4 @@
-"""Advice outside of the rooms that place a model: taken here, or listed with the reason why not.
+"""Advice outside of the rooms that place a model: taken here, or listed with the test that does.
 
 Each scene runs into a message, finds its advice in it, and does what it says. `test_advice` is
 about placement, and about advice that front ends word themselves; `test_advice_asked` about
@@ -51,8 +51,8 @@ PACKAGE = Path(glm4v_magic.__file__).parent
 ROOT = Path(__file__).parents[2]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8").replace("-", "_")
 OF_OTHERS = {
-    "{}", "astropy", "cairosvg", "h5py", "kaleido", "opencv_python_headless", "OpenEXR", "pydicom",
-    "rawpy", "tifffile", "vl_convert_python",
+    "{}", "astropy", "h5py", "kaleido", "opencv_python_headless", "OpenEXR", "pydicom", "rawpy",
+    "resvg_py", "tifffile", "vl_convert_python",
 }  # fmt: skip
 """Names that are known at run time only, or of no package that is used here."""
 IN_FOLDERS = "Give one of them."
@@ -492,12 +492,22 @@ IN_OTHER_TESTS = {
         'Read it with OpenEXR, and scale its values to 0 to 1: '
         'OpenEXR.File(path).channels()["RGB"].pixels. pip install OpenEXR',
         "Read it with pydicom: pydicom.dcmread(path).pixel_array is an array. pip install pydicom",
-        "Read it with xarray and cfgrib, and give one of its arrays. pip install xarray cfgrib",
-        "Read the image with h5py. pip install h5py",
+        "Read it with astropy: astropy.io.fits.getdata(path). pip install astropy",
+        "Develop it: rawpy.imread(path).postprocess() gives an array. pip install rawpy",
+        "Draw its values, and give the figure.",
+        'Read it with xarray: xarray.open_dataset(path, engine="cfgrib") has arrays; scale one '
+        "to 0 to 1. pip install xarray cfgrib",
+        "Read the image with h5py: h5py.File(path)[name][()] is an array, and its names are "
+        "list(h5py.File(path)). pip install h5py",
         "Save it as JPEG, or install pillow-heif and call pillow_heif.register_heif_opener().",
         "Save it as PNG, or install pillow-jxl-plugin and import pillow_jxl.",
-        "Save it as a PNG first, or draw it with cairosvg.svg2png. pip install cairosvg",
+        "Save it as a PNG first, or draw it: resvg_py.svg_to_bytes(svg_path=path) is a PNG. "
+        "pip install resvg-py",
     ), "images/test_formats_followed.py::test_a_package_that_is_named_reads_it"),
+    "Install pillow-avif-plugin and import pillow_avif.":
+        "images/test_formats_followed.py::test_an_older_pillow_reads_avif_with_a_plugin",
+    "Integers must be from 0 to 255, or uint16. Or scale their range to 0 to 1: {}.":
+        "images/test_images_advice.py::test_integers_of_any_range_are_scaled",
     "Merge it with peft where it was trained (merge_and_unload), and save the result.":
         "checkpoints/test_adapters.py::test_adapters_that_peft_alone_merges_are_merged_there",
     "Merge them one after the other with peft (merge_and_unload).":
@@ -540,15 +550,6 @@ IN_OTHER_TESTS = {
         "test_damaged_descriptions_of_4_bits_are_found_by_all",
 }  # fmt: skip
 """Sentences that are followed where everything for it is at hand, and the test that does."""
-
-NOT_HERE = {
-    "Read it with astropy: astropy.io.fits.getdata(path). pip install astropy":
-        "Pillow reads, or names otherwise, all that were tried",
-    "Develop it: rawpy.imread(path).postprocess() gives an array. pip install rawpy":
-        "needs a file of a camera",
-    "Install pillow-avif-plugin and import pillow_avif.": "needs a Pillow before 11.3",
-}  # fmt: skip
-"""Sentences that cannot be followed where tests run, and why."""
 
 INSTALLING = re.compile(
     r"pip install (?:--upgrade )?['\"]?([\w{}][\w{}-]*(?:\[(\w+)\])?)|"
@@ -614,7 +615,7 @@ HERE = {*SCENES, *CELLS, IN_FOLDERS}
 
 def test_every_sentence_of_the_package_is_taken_or_listed():
     taken = {*TAKEN, *test_advice.SENTENCES_OF_OTHERS, *HERE}
-    listed = IN_OTHER_TESTS.keys() | NOT_HERE.keys()
+    listed = IN_OTHER_TESTS.keys()
     installed = {*test_advice_outside.INSTALLED.values()}
     assert SAID - taken - listed - installed == set(), "no test takes it"
     assert installed <= SAID, "nobody says it any more"

@@ -358,7 +358,7 @@ FLOATS = np.linspace(0, 1, 75, dtype=np.float32).reshape(5, 5, 3)
 @takes(
     "Divide by 255.",
     "Scale it to 0 to {}.",
-    "Scale its range to 0 to 1: (values - {}) / {}.",
+    "Scale its range to 0 to 1: {}.",
     "If it was normalised, undo that: values * std + mean.",
 )
 def test_floats_that_are_no_image(tmp_path):
