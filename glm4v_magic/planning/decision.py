@@ -392,7 +392,8 @@ def _refuse_contradictions(
         asked, planned = getattr(options, name), _of_plan(made, name)
         is_asked = is_given or asked != OPTIONS[name].default
         if is_asked and not _is_same(name, asked, planned, made):
-            was = "without" if planned == OPTIONS[name].default else f"with {_shown(planned)}"
+            is_without = planned is None or planned is False or planned == ()
+            was = "without" if is_without else f"with {_shown(planned)}"
             raise OptionError(
                 f"{name} is {_shown(asked)}, but the plan was made {was}.",
                 "Leave it out, or make a new plan.",
@@ -422,9 +423,10 @@ def _refuse_other_parts(made: Plan, architecture: Architecture) -> None:
     """
     asked = dict(architecture.made_of)
     for name, planned in made.made_of:
-        if name != "lora" and architecture.name != made.model:
+        if name not in asked or (name != "lora" and not made.is_of(architecture.name)):
             continue
-        if name in asked and not same_place(asked[name], planned):
+        is_same = asked[name] == planned
+        if not is_same and (name == "revision" or not same_place(asked[name], planned)):
             raise OptionError(
                 f"{name} is {printable(asked[name])}, but the plan was made with "
                 f"{printable(planned)}.",

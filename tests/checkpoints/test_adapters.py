@@ -605,6 +605,21 @@ def test_a_plan_keeps_what_its_model_is_made_of(adapter, run, shell, tmp_path):
         read_given(file)
 
 
+def test_a_plan_refuses_another_base_however_its_adapter_is_called(
+    adapter, run, tmp_path, monkeypatch
+):
+    moved = shutil.copytree(golden.CHECKPOINT, tmp_path / "moved")
+    run(f"made = %glm4v plan {adapter} --base {golden.CHECKPOINT} --gpus 2x1GiB")
+    monkeypatch.chdir(adapter.parent)
+    for named in (adapter, f"./{adapter.name}"):
+        check = f"%glm4v check {named} --gpus 2x1GiB --map made"
+        said = f"--base is {moved}, but the plan was made with {golden.CHECKPOINT}."
+        assert said in run(f"{check} --base {moved}", fails=True)
+        for base in (golden.CHECKPOINT, os.path.relpath(golden.CHECKPOINT)):
+            run(f"{check} --base {base}")
+    run(f"%glm4v check {moved} --gpus 2x1GiB --map made")  # the base of another model
+
+
 def test_a_plan_with_an_adapter_on_lines_that_name_the_model(adapter, run, tmp_path, monkeypatch):
     file, moved = tmp_path / "plan.json", tmp_path / "moved"
     shutil.copytree(golden.CHECKPOINT, moved)
