@@ -14,8 +14,6 @@ from glm4v_magic.core.errors import DoesNotFitError
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.options import OPTIONS, of_python
 from glm4v_magic.core.placement import GivenMap, PlacementOptions
-from glm4v_magic.core.remarks import Remark
-from glm4v_magic.core.room import Room
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.dry_run.text import raise_if_unusable
 from glm4v_magic.planning.needs import (
@@ -30,10 +28,11 @@ from glm4v_magic.planning.seen import image_size_of
 if TYPE_CHECKING:
     from glm4v_magic.core.model import Architecture
     from glm4v_magic.core.model_shape import Workload
+    from glm4v_magic.core.room import Room
     from glm4v_magic.dry_run.report import DryRunReport
     from glm4v_magic.planning.decision import Placement
 
-__all__ = ["left_by_map", "require_room"]
+__all__ = ["require_room"]
 
 
 def require_room(
@@ -42,7 +41,7 @@ def require_room(
     options: PlacementOptions,
     given: GivenMap,
     gpus: Sequence[GPU],
-) -> Placement:
+) -> tuple[Placement, Room | None]:
     """Raise what a dry run with the same options would, for a map or plan that a load follows.
 
     Virtual GPUs are judged as the GPUs that they stand for, though they would hold a little more:
@@ -57,7 +56,9 @@ def require_room(
 
     Returns:
         The placement; one by a map for the longest context that fits, from `held.USEFUL_CONTEXT`
-        on, if the model's longest does not and no other was asked for.
+        on, if the model's longest does not and no other was asked for. And the room that a map
+        leaves for the prefix cache beside that context; ``None`` for a plan, which tells its own,
+        and where parts of the model are on the CPU, of which prices do not tell it.
 
     Raises:
         DoesNotFitError: if a GPU is too small for the workload.
@@ -70,10 +71,13 @@ def require_room(
     def needs_with(visitors: float) -> Callable[[Workload], dict[int, int] | None]:
         return lambda each: needs_of_map(shape, each, weights, gpus, visitors=visitors)
 
+    def left_beside(each: Workload) -> Room | None:
+        return None if made else room_of_map(shape, each, weights, gpus)
+
     needs = needs_of_plan(made, gpus) if made else needs_with(1)(work)
     sizes = {gpu.index: gpu.usable_bytes for gpu in gpus}
     if needs is not None and all(size <= sizes[index] for index, size in needs.items()):
-        return placement
+        return placement, left_beside(work)
     told = _told(options)
     try:
         report = _tried(architecture, gpus, given, told)
@@ -89,34 +93,14 @@ def require_room(
         raise
     said = [] if made else [each for each in report.notes if each.code == "context_shortened"]
     if not said:
-        return placement
+        return placement, left_beside(work)
     seen = replace(options.workload, context=report.context)
-    notes = (*placement.notes, *said)
-    return replace(placement, notes=notes, image_size=image_size_of(shape, seen))
-
-
-def left_by_map(
-    architecture: Architecture,
-    placement: Placement,
-    options: PlacementOptions,
-    gpus: Sequence[GPU],
-) -> Room | None:
-    """Return the room that a map leaves for the prefix cache; ``None`` if that is not known.
-
-    Args:
-        architecture: the model.
-        placement: what `require_room` returned.
-        options: placement options.
-        gpus: the GPUs of the load.
-    """
-    if placement.plan is not None:
-        return None
-    work = _work(placement, options)
-    for note in placement.notes:
-        context = note.values.get("context") if isinstance(note, Remark) else None
-        if isinstance(context, int) and note.code == "context_shortened":
-            work = replace(work, context=context)
-    return room_of_map(architecture.shape(), work, placement.device_map or {}, gpus)
+    placement = replace(
+        placement,
+        notes=(*placement.notes, *said),
+        image_size=image_size_of(shape, seen),
+    )
+    return placement, left_beside(replace(_work(placement, options), context=report.context))
 
 
 def _work(placement: Placement, options: PlacementOptions) -> Workload:

@@ -602,5 +602,5 @@ async def _client_left(_: Request, __: Exception) -> Response:
 
 
 async def _other_error(_: Request, error: Exception) -> Response:
-    _log.error("A request failed.", exc_info=error)
+    # Not logged here: it is raised again after the response, and the server logs it.
     return _error(HTTPStatus.INTERNAL_SERVER_ERROR, reason(error))

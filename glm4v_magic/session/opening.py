@@ -283,10 +283,9 @@ def _place(
         require_real_gpus(found, placement)
         on_gpus = any(place != "cpu" for place in (placement.device_map or {}).values())
         if given is not None and on_gpus:
-            from glm4v_magic.dry_run.room import left_by_map, require_room
+            from glm4v_magic.dry_run.room import require_room
 
-            placement = require_room(found.architecture, placement, options, given, gpus)
-            left = left_by_map(found.architecture, placement, options, gpus)
+            placement, left = require_room(found.architecture, placement, options, given, gpus)
     except DoesNotFitError as error:
         tell_who_stays(error, there, gpus)
         raise

@@ -195,16 +195,20 @@ def test_so_is_a_map_that_is_loaded(long):
         (gpu_with(2 * sizes[65_536]), 65_536),
     ):
         decided = decide(long, asked, gpus, given)
-        placed = require_room(long, decided, asked, given, gpus)
+        placed, left = require_room(long, decided, asked, given, gpus)
         report = dry_run(long, gpus, given)
         assert placed.notes == report.notes
         assert context in (None, report.context)
         seen = Workload(context=report.context)
         assert placed.image_size == image_size_of(long.shape(), seen)
+        # What is kept of prompts finds room beside that context.
+        assert left is not None
+        assert left.size_bytes <= gpus[0].usable_bytes - needed(long, report.context)
+        assert bool(left.size_bytes) == (context is not None)
     gpus = gpu_with(sizes[8192] - 2**20)
     with pytest.raises(DoesNotFitError) as caught:
         require_room(long, decide(long, asked, gpus, given), asked, given, gpus)
     shorter = re.search(r"context=([0-9]+)", str(caught.value))
     assert shorter is not None
     asked = PlacementOptions(context=int(shorter[1]))
-    assert require_room(long, decide(long, asked, gpus, given), asked, given, gpus).notes == ()
+    assert require_room(long, decide(long, asked, gpus, given), asked, given, gpus)[0].notes == ()

@@ -15,6 +15,7 @@ import time
 from dataclasses import replace
 
 import golden
+import httpx
 import pytest
 from following import follow
 from scripted_engine import ScriptedEngine
@@ -381,7 +382,12 @@ class TestProcess:
             with pytest.raises(EngineError, match=r"No answer\. Its log may tell more\.") as caught:
                 session.ask("What?", temperature=0, max_tokens=4)
             assert str(cable) not in str(caught.value)
-            assert re.search(f"FileNotFoundError: .*: '{cable}'", server.log)
+            cause = re.compile(f"^FileNotFoundError: .*: '{cable}'", re.MULTILINE)
+            assert len(cause.findall(server.log)) == 1
+            asked = {"messages": [{"role": "user", "content": "What?"}], "max_tokens": 4}
+            at_once = httpx.post(f"{server.address}/chat/completions", json=asked)
+            assert at_once.status_code == 500
+            assert len(cause.findall(server.log)) == 2
             cable.write_text("")
             assert session.ask("What?", temperature=0, max_tokens=4).usage.new_tokens
 
