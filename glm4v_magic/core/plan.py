@@ -12,6 +12,7 @@ from pathlib import Path
 
 from glm4v_magic.core import plan_text
 from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.hub_page import read_hub_page
 from glm4v_magic.core.model_shape import MadeOf, Workload
 from glm4v_magic.core.options import MemorySizes, check
 from glm4v_magic.core.remarks import PYTHON, Remark
@@ -93,7 +94,8 @@ class Plan:
 
     def is_of(self, model: str) -> bool:
         """Tell whether a model's name, or its folder, is the one that the plan was made for."""
-        return same_place(model, self.model)
+        page = read_hub_page(model)
+        return same_place(model, self.model) or (page is not None and page.repository == self.model)
 
     def device_map(self) -> dict[str, int | str]:
         """Module -> GPU index or ``cpu``, in the form that transformers and accelerate use.

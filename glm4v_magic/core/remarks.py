@@ -325,6 +325,7 @@ COMMON: Mapping[str, str] = {
     ),
     "fill_in_order": "Leave {named:device_map} out, and take {option:objective=fewest}.",
     "less_on_the_first": "Leave {named:device_map} out, and give GPU 0 less by {named:max_memory}.",
+    "quoted_model": '"{model}"',
     "named_with": "{model} {option:{name}={value}}",
     "of_option": "{named:{name}}{rest}",
     "install": "Run {command}, then restart {process}.",

@@ -114,6 +114,8 @@ def value_text(option: Option, value: Any) -> str | None:
         return ",".join(f"{unit}={gpu}" for unit, gpu in value)
     if option.name == "device_map":
         return _map_text(value)
+    if option.name == "choices" and isinstance(value, list | tuple):
+        return repr([*value])
     if isinstance(value, bool):
         return _ON_OFF[not value] if option.type == "bool" else None
     if option.name == "max_memory" and is_sizes(value):

@@ -384,6 +384,9 @@ def _option_at(parser: MagicArgumentParser, flag: str) -> Option | None:
     return OPTIONS.get(parser._option_string_actions[flag].dest)
 
 
+_NEVER_NONE = frozenset(("over", "by", "evaluate", "compare", "save"))
+"""Options without which something else is done; ``None`` is not taken for one that is left out."""
+
 _CONSTANTS = {"None": None, "True": True, "False": False}
 
 
@@ -395,24 +398,25 @@ def _filled(word: str, names: Mapping[str, object], option: Option | None) -> st
     inner = word[2:-2].strip()
     is_named = option is None or inner.isidentifier()
     known = names if is_named else {**vars(builtins), **names}  # such as dict(sizes)
-    is_constant = option is not None and inner in _CONSTANTS
-    if (
-        word.startswith("{{")
-        and word.endswith("}}")
-        and "{{" not in inner
-        and (is_constant or is_lookup(inner, known))
-    ):
-        value = _CONSTANTS[inner] if is_constant else looked_up(inner, known)
-        if value is None and option is not None and option.allows_none:
-            return None
-        if option is not None and (text := value_text(option, value)) is not None:
-            return text
-        return str(value) if isinstance(value, str | int | float | os.PathLike) else inner
+    is_whole = word.startswith("{{") and word.endswith("}}") and "{{" not in inner
     try:
-        return expand(word, names)
+        value: Any
+        if is_whole and is_lookup(inner, known):
+            value = looked_up(inner, known)
+        else:
+            expanded = expand(word, names)
+            if option is None or not is_whole or expanded not in _CONSTANTS:
+                return expanded
+            value = _CONSTANTS[expanded]
     except PromptError as error:
         error.what = error.what.replace("in line 1 of the prompt", "on the first line")
         raise
+    if option is not None:
+        if value is None and option.allows_none and option.name not in _NEVER_NONE:
+            return None
+        if (text := value_text(option, value)) is not None:
+            return text
+    return str(value) if isinstance(value, str | int | float | os.PathLike) else inner
 
 
 def options_in(arguments: Iterable[ArgDecorator]) -> dict[str, Action]:

@@ -406,9 +406,20 @@ def _require_planned_gpus(made: Plan, gpus: Sequence[GPU]) -> None:
     gone = [stage.gpu for stage in made.stages if stage.units and stage.gpu not in {None, *here}]
     if not gone:
         return
-    named = remark("named_model", model=printable(made.model))
-    for name, value in made.made_of:
-        named = remark("named_with", model=named, name=name, value=printable(value))
+    model = printable(made.model)
+    has_blanks = any(each.isspace() for each in model)
+    named = remark("named_model", model=model)
+    if has_blanks:
+        named = remark("quoted_model", model=model)
+    asked = (
+        *made.made_of,
+        ("dtype", made.limits.dtype),
+        ("quantize", made.workload.quantize),
+        *((("offload", ""),) if made.limits.offload else ()),
+    )
+    for name, value in asked:
+        if value is not None:
+            named = remark("named_with", model=named, name=name, value=printable(value))
     raise DeviceMapError(
         f"The plan of {printable(made.model)} uses GPU {gone[0]}, but {present(gpus)}.",
         code="plan_of_other_gpus",

@@ -25,9 +25,6 @@ __all__ = ["PLANNED", "plan_from_json", "read_given"]
 PLANNED = ("plan", "auto", "balanced")
 """Device maps that leave it to a plan; ``auto`` and ``balanced`` are transformers' words for it."""
 
-_NOT_HERE = {"sequential": "fill_in_order", "balanced_low_0": "less_on_the_first"}
-"""Words of transformers for a map, and what to do instead."""
-
 _AGAIN = "Make a new plan."
 _PLAN = FileKind(PLAN_FORMAT, PLAN_VERSION, "a plan", _AGAIN, _AGAIN)
 
@@ -91,11 +88,7 @@ def read_given(given: GivenMap) -> Plan | DeviceMap | None:
             module twice, or is a plan that `plan_from_json` refuses; or if the map is not one of
             `planning.given_map`.
     """
-    if isinstance(given, str) and given in _NOT_HERE:
-        raise DeviceMapError(
-            f"{given!r} is a way of transformers to fill GPUs, which is not followed here.",
-            code=_NOT_HERE[given],
-        )
+    _refuse_ways_of_others(given)
     if isinstance(given, str) and given in PLANNED:
         return None
     if isinstance(given, Plan):
@@ -124,6 +117,17 @@ def read_given(given: GivenMap) -> Plan | DeviceMap | None:
     if "format" in content:
         return plan_from_json(text, f"The plan {shown}")
     return device_map_of(content, what)
+
+
+def _refuse_ways_of_others(given: GivenMap) -> None:
+    """Raise DeviceMapError for words by which transformers fills GPUs, and plans here do not."""
+    if not isinstance(given, str):
+        return
+    what = f"{given!r} is a way of transformers to fill GPUs, which is not followed here."
+    if given == "sequential":
+        raise DeviceMapError(what, code="fill_in_order")
+    if given == "balanced_low_0":
+        raise DeviceMapError(what, code="less_on_the_first")
 
 
 def _object_in(text: str) -> dict[str, Any]:

@@ -195,6 +195,7 @@ IN_PYTHON = [
     ("--split-vision {{cut}}", "--split-vision off"),
     ("--split-vision={{cut}}", "--split-vision off"),
     ("--split-vision {{True}}", "--split-vision on"),
+    ("--split-vision {{not cut}}", "--split-vision on"),
     ("--dtype {{None}} --max-memory={{None}} --pin {{None}} --context {{none}}", ""),
     ("--max-memory {{dict(sizes)}}", AS_TYPED),
     ("--dtype {{[torch.float16][0]}}", "--dtype float16"),
@@ -422,3 +423,12 @@ class TestHTML:
         assert "<i>" not in html
         assert "color:" not in re.sub("background-color:|;color:inherit;", "", html)
         assert plan_bundle(plan)["text/plain"].startswith("<b>m")
+
+
+@pytest.mark.parametrize("line", ["--over {{df}} -o rows", "--over df -o rows"])
+def test_none_is_no_table_that_was_left_out(run, shell, line):
+    shell.user_ns["df"] = None
+    assert "df is of type NoneType" in run(f"%%glm4v {line} --max-tokens 2\nHm?", fails=True)
+    shell.user_ns["labels"] = ["yes", "no", "other"]
+    run('%glm4v ask "Hm?" --choices {{labels[:2]}} -o said')
+    assert [*shell.user_ns["said"].choices] == ["yes", "no"]

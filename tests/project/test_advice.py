@@ -13,6 +13,7 @@ import importlib.util
 import random
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -72,7 +73,10 @@ GIB = 2**30
 TINY = str(golden.CHECKPOINT)
 NINE_B = architecture("GLM-4V-9B")
 
+FILLED = "notebook/test_plan_command.py::test_ways_of_transformers_to_fill_gpus"
 ELSEWHERE = {
+    "fill_in_order": FILLED,
+    "less_on_the_first": FILLED,
     "all_rows_interrupted": (
         "notebook/test_over.py::test_an_interrupt_while_the_table_is_printed_loses_nothing"
     ),
@@ -218,9 +222,9 @@ FACTS = {
 """Codes that say how it is, and advise nothing."""
 
 FRAMES = {
-    "answering_ran_out", "loading_ran_out", "named_model", "named_with", "of_option",
-    "ran_out_within_answer", "some_ways_out",
-    "ways_out",
+    "answering_ran_out", "loading_ran_out", "named_model", "named_with",
+    "of_option", "quoted_model",
+    "ran_out_within_answer", "some_ways_out", "ways_out",
 }  # fmt: skip
 """Codes whose advice is that of others."""
 
@@ -761,6 +765,12 @@ def test_a_plan_for_gpus_that_are_not_here(run, tmp_path):
             session.unload()
     run(f"%glm4v check --map {file} --gpus 2x16GiB")
     assert dry_run(architecture(TINY), "2x16GiB", str(file)).works
+    copied = shutil.copytree(TINY, tmp_path / "with blank")
+    run(f'%glm4v plan "{copied}" --gpus 2x1GiB --dtype float32 --save {file}')
+    said = run(f"%glm4v load --map {file}", fails=True)
+    (line,) = re.findall(r"(%glm4v load .*?)\. %glm4v check", said)
+    assert line == f'%glm4v load "{copied}" --dtype float32'
+    run(line)
 
 
 @takes("gpus_not_here", "gpu_is_smaller")

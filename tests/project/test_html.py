@@ -18,6 +18,7 @@ TAG = re.compile(r"</?[a-zA-Z][a-zA-Z0-9]*(?=[\s/>]|$)")
 
 TAGS_OF_MODELS = {"<think>", "</think>", "<answer>", "</answer>", "<sop>", "<eop>"}
 NO_HTML = {
+    "checkpoints/places.py": "named groups of expressions",
     "calls/prompt.py": "what Python calls code without a file",
     "core/plan_text.py": "a repr",
     "notebook/interrupts.py": "what Python calls a module of its own",
