@@ -413,7 +413,7 @@ _IN_PYTHON = {
         "Put it on the cpu, or leave device_map out; diagnose(gather()) of glm4v_magic.doctor says "
         "why no GPU is found, and a dry run works for any that are described."
     ),
-    "named_model": '"{model}"',
+    "named_model": "'{model}'",
     "named_with": "{model}, {option:{name}={value}}",
     "plan_of_other_gpus": (
         "To plan it for what is here, name the model and leave device_map out: load({model}). A "

@@ -386,8 +386,6 @@ def written(values: np.ndarray, said: str) -> np.ndarray:
     "Did you mean {}?",
     "It is one of {}.",
     "For its values write {}.values().",
-    "fill_in_order",
-    "less_on_the_first",
     "It is {}.",
 )
 def test_what_is_given_in_python(tmp_path, loaded, monkeypatch):
