@@ -336,9 +336,9 @@ def holds_adapter(folder: Path) -> bool:
 
 
 def adapter_beside(folder: Path) -> str | None:
-    """Return the file with the weights of an adapter that a folder holds beside whole ones, or not.
+    """Return the file of an adapter's weights that lies beside whole ones, if there is one.
 
-    ``None`` without one, or without its configuration.
+    ``None`` also without its configuration.
     """
     if not (folder / ADAPTER_CONFIG).is_file() or not holds_weights(folder):
         return None

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -301,7 +302,7 @@ def stamp_of(*folders: Path) -> Stamp:
 
 def holds_weights(folder: Path) -> bool:
     """Tell whether a folder has a file with the weights of a whole model, or an index of them."""
-    files = (INDEX, SINGLE, _PICKLED_INDEX, _PICKLED)
+    files = chain.from_iterable(_WHOLE)
     shards = map(_SHARD.fullmatch, (path.name for path in folder.glob("*.safetensors")))
     return any((folder / name).exists() for name in files) or any(shards)
 

@@ -216,7 +216,7 @@ def fetch_adapter(repository: str, revision: str | None = None) -> Path | None:
 
 
 def not_whole(repository: str, revision: str | None) -> CheckpointError:
-    """Return the error that a repository was not downloaded to its end, of which nothing is known.
+    """Return the error that the download of an adapter was stopped before its weights.
 
     A load goes on with it, where there is a network.
     """

@@ -64,7 +64,7 @@ class MappedFile:
     Attributes:
         path: the file.
         state: its device, number, size and modification time as it was mapped.
-        ranges: addresses that it is mapped to, each from and up to one.
+        ranges: ranges of addresses, (begin, end), that it is mapped to.
         held: what keeps it mapped there.
     """
 

@@ -239,7 +239,8 @@ def _repository(text: str, revision: str | None = None) -> tuple[str, str | None
 def _require_config(folder: Path) -> None:
     """Raise CheckpointError if a folder has no config, but other weights, or folders with one.
 
-    Trainers leave such a folder for each of their steps. Nor may an adapter's config be missing.
+    Trainers leave such a folder for each of their steps. An adapter without its config is refused,
+    too.
     """
     if not any(is_file(folder / name) for name in CONFIGS):
         for weights in ADAPTER_WEIGHTS:

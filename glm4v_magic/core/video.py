@@ -113,12 +113,9 @@ class SourcedVideo:
 
         The last one may have been shown twice, to make a pair.
         """
-        shown = (
-            pair
-            for (indices, _), frames in self._kept.items()
-            for pair in zip(indices, frames, strict=True)
-        )
-        return tuple(dict(shown).values())
+        for (indices, _), frames in self._kept.items():  # there is one at most
+            return tuple(dict(zip(indices, frames, strict=True)).values())
+        return ()
 
     def time(self, index: int) -> float:
         """Return the seconds from the beginning of the clip to a frame."""

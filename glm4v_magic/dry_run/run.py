@@ -31,6 +31,7 @@ from glm4v_magic.hardware.cpu import cpu_here
 from glm4v_magic.outside import require_current_folder
 from glm4v_magic.planning.costs import cache_entries
 from glm4v_magic.planning.decision import (
+    TRIED,
     decide,
     make_plan,
     refuse_options_of_a_plan,
@@ -65,9 +66,6 @@ __all__ = ["DEFAULT_DECODE_STEPS", "dry_run", "is_on_cpu"]
 DEFAULT_DECODE_STEPS = 2
 
 _BY_TRANSFORMERS = ("auto", "balanced")
-
-_TRIED = ("context", "images", "batch")
-"""Options that may differ from those of a given plan."""
 
 # GPUs of a dry run never run out of memory, so that it can tell how much the real ones lack.
 _ENDLESS = 1 << 50
@@ -163,9 +161,9 @@ def dry_run(
         raise OptionError("A dry run needs at least one GPU.", 'Describe them, as in "4x16GiB".')
     shape = architecture.shape()
     if isinstance(given, Plan):
-        refuse_other_than_planned(given, options, (*_TRIED, "image_size"))
+        refuse_other_than_planned(given, options, (*TRIED, "image_size"))
         refuse_plan_of_another(given, architecture)
-    tried_out = {name for name in _TRIED if options.get(name) is not None}
+    tried_out = {name for name in TRIED if options.get(name) is not None}
     work = _workload(asked, given, tried_out)
     told = tuple(unseen(shape))
     by_transformers = isinstance(device_map, str) and device_map in _BY_TRANSFORMERS

@@ -460,7 +460,8 @@ class LocalEngine:
     def _drop_spoilt(self, row: Row) -> None:
         """Drop features of images and states on the way to NaN; other rows and chats keep theirs.
 
-        What was kept before the row may have led there: it would lead the next one there, too.
+        What was kept before the row may have led there, and would lead the next one there, too;
+        what of it is finite stays, as computed again it would be the same.
         """
         with torch_state_kept(), _without_gradients(inference=not self._is_bare):
             self.kept.drop_spoilt(row.prompt.keys, [each.digest for each in row.prompt.images])

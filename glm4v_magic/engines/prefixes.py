@@ -205,8 +205,8 @@ class PrefixStore:
     def drop_spoilt(self, keys: Keys, digests: Iterable[str]) -> None:
         """Drop what is not finite of what a prompt may have left here or gone on from.
 
-        Of prefixes that only begin like the prompt, that beginning is looked at: those of other
-        chats stay, as does all that is finite.
+        Of prefixes that only begin like the prompt, that beginning is looked at. What is finite
+        stays: computed again it would be the same.
 
         Args:
             keys: keys of the prompt.

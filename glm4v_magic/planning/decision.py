@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from glm4v_magic.core.model import Architecture, Sized
 
 __all__ = [
+    "TRIED",
     "Placement",
     "choose",
     "decide",
@@ -71,10 +72,12 @@ _LONGEST_NAME = 80
 _GIB = 2**30
 _ENDLESS = 2**40  # GiB
 
-_WORKLOAD = ("context", "images", "batch")
+TRIED = ("context", "images", "batch")
+"""Options that a dry run may try with other values than those of a given plan."""
+
 _LIMITS = ("max_memory", "reserve", "split_vision", "offload", "pin")
 
-_OF_A_PLAN = (*_WORKLOAD, "objective", *_LIMITS)
+_OF_A_PLAN = (*TRIED, "objective", *_LIMITS)
 """Options that have no meaning beside a device map, and must be those of a given plan."""
 
 _TOLD = (*_OF_A_PLAN, "image_size", "dtype", "quantize")
@@ -223,7 +226,7 @@ def choose(
     """
     chosen = None if given is None else read_given(given)
     # A dry run may try another workload than the plan's.
-    tried = () if loads else (*_WORKLOAD, "image_size")
+    tried = () if loads else (*TRIED, "image_size")
     if isinstance(chosen, Plan):
         names = [name for name in _TOLD if name not in tried]
         _refuse_contradictions(chosen, options, names)
@@ -402,6 +405,7 @@ def _refuse_contradictions(
 
 
 def _require_planned_gpus(made: Plan, gpus: Sequence[GPU]) -> None:
+    """Raise DeviceMapError if a plan uses a GPU that is not there."""
     here = {gpu.index for gpu in gpus}
     gone = [stage.gpu for stage in made.stages if stage.units and stage.gpu not in {None, *here}]
     if not gone:
@@ -629,12 +633,12 @@ def _without_effect(
         loaded: model that is loaded; ``None`` for a plan or a dry run, which the workload is for.
     """
     names = ["objective", *_LIMITS]
-    usual = {name: OPTIONS[name].default for name in _WORKLOAD}
+    usual = {name: OPTIONS[name].default for name in TRIED}
     work = options.workload
     if loaded is not None and (
         image_size_of(loaded, work) == image_size_of(loaded, replace(work, **usual))
     ):  # where images keep their sizes, it limits those
-        names = [*_WORKLOAD, *names]
+        names = [*TRIED, *names]
     idle = [name for name in names if getattr(options, name) != OPTIONS[name].default]
     if idle:
         yield remark("without_gpus", options=", ".join(idle))

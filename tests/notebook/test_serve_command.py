@@ -183,6 +183,18 @@ def test_a_map_may_name_the_gpu_of_a_mac(run, shell):
     assert "The device map puts 'lm_head' on GPU 1, but there is GPU 0 only." in screen
 
 
+def test_a_map_may_be_any_path_in_a_variable(run, shell, tmp_path, monkeypatch):
+    class Place:
+        def __fspath__(self):
+            return "plan.json"
+
+    monkeypatch.chdir(tmp_path)
+    shell.user_ns["place"] = Place()
+    assert "demo --map plan.json" in run("%glm4v serve demo --map place --print")
+    run("%glm4v plan demo-4.6v --gpus 1x1GiB --save plan.json")
+    assert "demo-4.6v --map plan.json" in run("%glm4v serve --map place --print")
+
+
 def test_a_map_or_plan_in_a_variable_reaches_the_server(run, shell, port):
     shell.user_ns["parts"] = {"model": torch.device("cpu"), "lm_head": "cpu"}
     run("made = %glm4v plan demo --gpus 2x1GiB")

@@ -95,6 +95,8 @@ def serve(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
     """
     engine = arguments.engine or OWN["engine"].default
     named = named_map(arguments.device_map, names)
+    if isinstance(named, os.PathLike):
+        named = os.fspath(named)  # which need not be what `str` says
     given = _read_here(named)
     if arguments.model is None and given is None and named is not None:
         shown = printable(str(named))
@@ -114,8 +116,7 @@ def serve(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
     values = {option.name: getattr(arguments, option.name) for option in of_command("serve")}
     values |= context.made_of(arguments, given)
     if named is not arguments.device_map:  # a variable, which a server does not have
-        is_text = isinstance(named, str | os.PathLike)
-        values["device_map"] = str(named) if is_text else _as_text(given)
+        values["device_map"] = named if isinstance(named, str) else _as_text(given)
     command = _command(engine, model, arguments, values, given, place)
     if arguments.print:
         print(command)  # noqa: T201  to be copied, as it is
