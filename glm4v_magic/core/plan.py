@@ -18,7 +18,7 @@ from glm4v_magic.core.options import MemorySizes, check
 from glm4v_magic.core.remarks import PYTHON, Remark
 from glm4v_magic.core.speed import SpeedLimit
 from glm4v_magic.core.stage import Stage
-from glm4v_magic.core.text_files import replace_text
+from glm4v_magic.core.text_files import OTHER_NAME, replace_text
 
 __all__ = ["PLAN_FORMAT", "PLAN_VERSION", "Limits", "Plan", "same_place"]
 
@@ -133,7 +133,8 @@ class Plan:
             replace_text(file, self.to_json() + "\n", is_json=True)
         except (OSError, TypeError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise OptionError(f"The plan cannot be written to {file}: {reason}.") from None
+            hint = OTHER_NAME if isinstance(error, FileExistsError) else ""
+            raise OptionError(f"The plan cannot be written to {file}: {reason}.", hint) from None
         return file
 
     def __repr__(self) -> str:

@@ -9,7 +9,10 @@ import re
 from collections.abc import Hashable
 from pathlib import Path
 
-__all__ = ["replace_text"]
+__all__ = ["OTHER_NAME", "replace_text"]
+
+OTHER_NAME = "Give another name."
+"""What to do where `replace_text` replaces nothing, as a file of another kind is there."""
 
 _FORMAT = re.compile(r'\s*\{\s*"format"\s*:\s*"([\w.-]*)"')
 _AT_BEGINNING = 200  # characters that the format is in
@@ -28,6 +31,7 @@ def replace_text(file: Path, text: str, *, is_json: bool = False) -> None:
             ``config.json`` of a checkpoint.
 
     Raises:
+        FileExistsError: if a file of another kind is there.
         OSError: if it cannot be written; what is there stays.
         ValueError: if the name holds a null character.
     """

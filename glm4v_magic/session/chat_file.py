@@ -38,7 +38,7 @@ from glm4v_magic.calls.tags import shown
 from glm4v_magic.core.conversation import Conversation, Message, Role
 from glm4v_magic.core.errors import ConversationError, OptionError, did_you_mean
 from glm4v_magic.core.options import AnswerForm, of_group
-from glm4v_magic.core.text_files import replace_text
+from glm4v_magic.core.text_files import OTHER_NAME, replace_text
 from glm4v_magic.core.tokens import Alternative, Token
 from glm4v_magic.core.video import Frame, SourcedVideo
 from glm4v_magic.core.wording import clock, pixels, printable
@@ -269,7 +269,8 @@ def write_chat(path: str | os.PathLike[str], conversation: Conversation, name: s
         replace_text(file, text, is_json=file.suffix.lower() == ".json")
     except (OSError, ValueError) as error:  # ValueError: a null character
         raise ConversationError(
-            f"The chat cannot be written to {file}: {getattr(error, 'strerror', error)}."
+            f"The chat cannot be written to {file}: {getattr(error, 'strerror', error)}.",
+            OTHER_NAME if isinstance(error, FileExistsError) else "",
         ) from None
     return file
 

@@ -43,14 +43,19 @@ def test_a_file_of_another_kind_is_not_replaced(model, run, tmp_path, monkeypatc
     file.write_text(OTHERS[other])
     with pytest.raises(OptionError) as caught:
         plan_of(model).save(file)
-    said = f"The plan cannot be written to {file}: a file of another kind is there."
+    other_name = "Give another name."
+    said = f"The plan cannot be written to {file}: a file of another kind is there. {other_name}"
     assert str(caught.value) == said
-    with pytest.raises(ConversationError, match=r"config\.json: a file of another kind is there"):
+    with pytest.raises(ConversationError, match=other_name):
         write_chat(file, CHAT, "it")
     for line in ("plan demo --gpus 1x1GiB --save", "plan demo --gpus 1x1GiB --json",
                  "check demo --gpus 1x1GiB --json"):  # fmt: skip
         shown = run(f"%glm4v {line} config.json")
         assert "but cannot be written to config.json: a file of another kind is there." in shown
+        assert other_name in shown
+        assert "is in other" in run(f"%glm4v {line} other{len(line)}.json")  # as said
+    plan_of(model).save(tmp_path / "p.json")
+    write_chat(tmp_path / "c.json", CHAT, "it")
     assert file.read_text() == OTHERS[other]
 
 

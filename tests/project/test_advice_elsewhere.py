@@ -411,6 +411,8 @@ IN_OTHER_TESTS = {
     ), "checkpoints/test_hub.py::test_who_has_logged_in_is_given_what_is_not_for_all"),
     "Install the versions that it asks for, or uninstall that package.":
         "checkpoints/test_adapters.py::test_a_package_that_peft_does_not_take",
+    "Give another name.":
+        "core/test_text_files.py::test_a_file_of_another_kind_is_not_replaced",
     "Install Chrome, or run plotly_get_chrome in a terminal.":
         "project/test_advice_outside.py::"
         "test_what_is_said_to_be_installed_is_all_that_is_needed",

@@ -16,7 +16,7 @@ from glm4v_magic.core.options import PlacementFields, of_group
 from glm4v_magic.core.placement import GivenMap, PlacementOptions
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.remarks import worded
-from glm4v_magic.core.text_files import replace_text
+from glm4v_magic.core.text_files import OTHER_NAME, replace_text
 from glm4v_magic.core.typed_options import typed
 from glm4v_magic.hardware.cpu import cpu_here
 from glm4v_magic.hardware.usable import gpus_here
@@ -219,6 +219,8 @@ def show_written(what: str, file: Path, text: str) -> None:
         if isinstance(error, FileNotFoundError) and not is_folder(file.parent):
             reason = f"there is no folder {_short(file.parent)}"
         told = f"{what} is shown here, but cannot be written to {_short(file)}: {reason}."
+        if isinstance(error, FileExistsError):
+            told += f" {OTHER_NAME}"
         show(line_bundle(told))
     else:
         show(line_bundle(f"{what} is in {_short(file)}."))
