@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -71,13 +71,6 @@ DTYPES = {
     "F64": ("float64", 8),
 }
 """Dtype as safetensors writes it -> torch's name for it, and bytes per value."""
-
-_BESIDE_WEIGHTS = (
-    ("tokenizer.model",),
-    ("tokenizer.json", "preprocessor_config.json"),
-    ("tokenizer.json", "processor_config.json"),
-)
-"""What comes with the weights of GLM-4V-9B, and with those of newer models."""
 
 _DAMAGED = "The file is damaged; download it again."
 _AT_ONCE = 2**16  # bytes
@@ -307,13 +300,17 @@ def holds_weights(folder: Path) -> bool:
     return any((folder / name).exists() for name in files) or any(shards)
 
 
-def is_cut_short(folder: Path) -> bool:
+def is_cut_short(folder: Path, beside_weights: Iterable[Sequence[str]] = ()) -> bool:
     """Tell whether a folder lacks what a download brings: shards that its index names, all weights.
 
     A tokenizer, or what newer models have beside theirs, may be lacking in the repository, too. It
     is to come if its link leads nowhere, or a download into the hub's cache was stopped.
+
+    Args:
+        folder: the folder.
+        beside_weights: files that come with weights, each of the ways to have them.
     """
-    beside = [[folder / each for each in files] for files in _BESIDE_WEIGHTS]
+    beside = [[folder / each for each in files] for files in beside_weights]
     if any(each.is_symlink() and not each.exists() for files in beside for each in files):
         return True
     is_stopped = any((folder.parent.parent / "blobs").glob("*.incomplete"))

@@ -11,7 +11,10 @@ from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.wording import printable
 from glm4v_magic.images.messages import one_line
 
-__all__ = ["require_known"]
+__all__ = ["BESIDE_WEIGHTS", "require_known"]
+
+BESIDE_WEIGHTS = (*layout.BESIDE_WEIGHTS, *families.BESIDE_WEIGHTS)
+"""Files that come with the weights of a model, of each kind."""
 
 _WITH_THE_TOWER = ("CogVLM", "CogAgent")
 """Models with the vision tower of GLM-4V-9B, whose own code `remote_code` makes consistent."""

@@ -331,7 +331,8 @@ COMMON: Mapping[str, str] = {
     "install": "Run {command}, then restart {process}.",
     "install_if_older": "If it is older: {command}, then restart {process}.",
     "install_other_torch": (
-        "Install a build of torch for the CUDA that nvidia-smi names, then restart {process}."
+        "Install a build of torch for the CUDA that nvidia-smi names, or for an older one, then "
+        "restart {process}."
     ),
     "update_driver_or_torch": (
         "Update the driver and restart the computer, or run {command} and restart {process}."

@@ -250,12 +250,13 @@ def _files(model: str, made_of: Mapping[str, Any]) -> tuple[bool, tuple[str | Re
     """
     from glm4v_magic.checkpoints import hub, resolve
     from glm4v_magic.checkpoints.files import is_cut_short
+    from glm4v_magic.checkpoints.kinds import BESIDE_WEIGHTS
     from glm4v_magic.checkpoints.sources import find_source
 
     place = find_source(model, **made_of).place
     is_offline = hub.is_offline()
     is_whole = bool(place.folders) and not (
-        place.in_cache and any(map(is_cut_short, place.folders))
+        place.in_cache and any(is_cut_short(each, BESIDE_WEIGHTS) for each in place.folders)
     )
     if not place.folders and not is_offline:
         return False, None

@@ -8,7 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["FUSED", "MAX_IMAGES", "RENAMINGS", "matches", "published_names", "weight_shapes"]
+__all__ = [
+    "BESIDE_WEIGHTS",
+    "FUSED",
+    "MAX_IMAGES",
+    "RENAMINGS",
+    "matches",
+    "published_names",
+    "weight_shapes",
+]
+
+BESIDE_WEIGHTS = (("tokenizer.model",),)
+"""Files that come with weights."""
 
 MAX_IMAGES = 1
 """Maximum number of images in a conversation: the model was trained with a single one."""

@@ -10,7 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["FAMILIES", "KNOWN", "OCR_PROMPTS", "Family", "family_of", "matches"]
+__all__ = [
+    "BESIDE_WEIGHTS",
+    "FAMILIES",
+    "KNOWN",
+    "OCR_PROMPTS",
+    "Family",
+    "family_of",
+    "matches",
+]
+
+BESIDE_WEIGHTS = (
+    ("tokenizer.json", "preprocessor_config.json"),
+    ("tokenizer.json", "processor_config.json"),
+)
+"""Files that come with weights; transformers 5 saves processors together."""
 
 
 @dataclass(frozen=True, slots=True)
