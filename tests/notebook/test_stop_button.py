@@ -200,6 +200,7 @@ def test_a_button_of_another_package_is_not_heard_and_the_toolbar_interrupts(fro
         assert front_end.value("len(heard)") == "1"  # when the cell had ended
     else:
         assert front_end.finish(number)["status"] == "ok"
+    front_end.run("ipywidgets.Widget.close_all()")
 
 
 def test_after_that_the_session_answers(front_end):
