@@ -47,6 +47,14 @@ KINDS = ("glm4v", "glm46v", "glm_ocr", "glm4v_moe")
 LANGUAGE = ["q_proj", "k_proj", "o_proj", "down_proj"]
 
 
+def refused_by_all(adapter, said):
+    """Hold that a load, a plan and the doctor refuse an adapter in the same words."""
+    for look in (resolve, architecture, lambda folder: gather((), model=str(folder))):
+        with pytest.raises(CheckpointError) as caught:
+            look(adapter)
+        assert str(caught.value) == said
+
+
 def randomize(model):
     """Make an adapter do something: as peft begins, it changes nothing."""
     torch.manual_seed(1)
@@ -874,10 +882,7 @@ def test_an_adapter_without_its_configuration_is_named_as_one(adapter, instead):
         f"{adapter} holds the weights of an adapter, adapter_model.safetensors, but no "
         "adapter_config.json. Give the folder that peft has saved the adapter in."
     )
-    for look in (resolve, architecture, lambda folder: gather((), model=str(folder))):
-        with pytest.raises(CheckpointError) as caught:
-            look(adapter)
-        assert str(caught.value) == said
+    refused_by_all(adapter, said)
     shutil.copytree(adapter, saved := adapter.parent / "saved", ignore=lambda *_: [file.name])
     (saved / file.name).write_bytes(config)
     assert resolve(saved).tensors
@@ -1208,10 +1213,7 @@ def test_the_revision_of_the_base_is_that_of_the_training(adapter, monkeypatch):
         f"The adapter {adapter} was trained on 'me/base' in the revision v2, which is not here; "
         'another one is. Say where its base is: base="me/base".'
     )
-    for look in (resolve, architecture, lambda folder: gather((), model=str(folder))):
-        with pytest.raises(CheckpointError) as caught:
-            look(adapter)
-        assert str(caught.value) == said
+    refused_by_all(adapter, said)
     edit(adapter, base_model_name_or_path="me/base", revision="v1")
     assert resolve(adapter, base="me/base").folder.name == "0" * 40
     edit(adapter, base_model_name_or_path=str(golden.CHECKPOINT), revision="v1")
@@ -1219,8 +1221,8 @@ def test_the_revision_of_the_base_is_that_of_the_training(adapter, monkeypatch):
 
 
 ELSEWHERE = {
-    "/root/.cache/huggingface/hub/models--me--My-GLM-4.1V/snapshots/" + "1" * 40: "1",
-    "/root/.cache/huggingface/hub/models--me--My-GLM-4.1V/snapshots/" + "2" * 40: "0",
+    "/home/me/.cache/huggingface/hub/models--me--My-GLM-4.1V/snapshots/" + "1" * 40: "1",
+    "/home/me/.cache/huggingface/hub/models--me--My-GLM-4.1V/snapshots/" + "2" * 40: "0",
     r"C:\Users\me\hub\models--me--My-GLM-4.1V\snapshots\main": "0",
     "/mnt/workspace/.cache/modelscope/hub/models/me/My-GLM-4___1V": "0",
     "/mnt/workspace/.cache/modelscope/hub/me/My-GLM-4.1V/": "0",
