@@ -369,7 +369,7 @@ class TestEngineTrouble:
         handle.remove()
         assert ask(server, question())[0] == 200
 
-    def test_in_the_middle(self, served):
+    def test_in_the_middle(self, served, caplog):
         server, model = served
         calls = []
 
@@ -387,6 +387,8 @@ class TestEngineTrouble:
             )
         handle.remove()
         assert pieces
+        (told,) = (each for each in caplog.records if each.exc_info)  # the log tells its cause
+        assert "expected scalar type Half" in str(told.exc_info[1])
         assert ask(server, question())[0] == 200
 
 
