@@ -369,6 +369,19 @@ class TestEngineTrouble:
         handle.remove()
         assert ask(server, question())[0] == 200
 
+    def test_one_of_ours(self, served, caplog):
+        server, model = served
+
+        def fail(*_):
+            raise EngineError("It came apart.")
+
+        handle = model.head.register_forward_hook(fail)
+        assert_error(ask(server, question()), 500, "It came apart.")
+        handle.remove()
+        (told,) = (each for each in caplog.records if each.exc_info)
+        assert "It came apart." in str(told.exc_info[1])
+        assert ask(server, question())[0] == 200
+
     def test_in_the_middle(self, served, caplog):
         server, model = served
         calls = []
